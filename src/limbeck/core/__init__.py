@@ -1,0 +1,1 @@
+"""The words that every part speaks: knowledge, tasks, teachers, objectives, schemes, artifacts."""

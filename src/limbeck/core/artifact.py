@@ -1,0 +1,101 @@
+"""An artifact: one immutable folder that holds a model, how to rebuild it, where it comes from and what was measured of it.
+
+manifest.json            kind, name, format, and the SHA-256 of every file below that never changes
+spec.json                how to rebuild it: builder and options; classes; preprocessing
+model.safetensors        weights, for kind `module`;   model.onnx and the like, for kind `graph`
+golden.safetensors       a few inputs and what the model answered
+predictions.safetensors  logits, labels and ids of the test split, where there is one
+history.json             what was logged, epoch by epoch
+lineage.json             the stage's hash, its parents' digests, versions, seed, data fingerprint
+recipe.yaml              the recipe as resolved
+checkpoint/              the last training state, so that more epochs can continue from it
+metrics.json             every figure; the only file that later measurement may add to
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import ArtifactError
+from .files import digest, read_json, sha256, write_json
+
+__all__ = ["FORMAT", "Artifact", "Kind", "seal"]
+
+FORMAT = 1
+Kind = Literal["module", "graph"]
+_MUTABLE = {"manifest.json", "metrics.json"}
+_SUBSTANCE = ("spec.json", "model.safetensors", "model.onnx")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An immutable folder with a model; open one with `Artifact.open`, make one with `seal`."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = True) -> "Artifact":
+        """Open a folder; with `verify` every byte is compared with the manifest.
+
+        Raises:
+            ArtifactError: no manifest, another format, a file missing, or bytes that do not match.
+        """
+        manifest = read_json(path / "manifest.json")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
+            raise ArtifactError(f"{path} is not an artifact of format {FORMAT}: make it again with this version of limbeck")
+        for name, told in manifest["files"].items():
+            file = path / name
+            if not file.is_file():
+                raise ArtifactError(f"{file} is missing from its artifact: delete {path} and run the recipe again")
+            if file.stat().st_size != told["bytes"] or (verify and sha256(file) != told["sha256"]):
+                raise ArtifactError(f"{file} does not match its manifest: it is damaged; delete {path} and run the recipe again")
+        return cls(path, manifest)
+
+    @property
+    def name(self) -> str:
+        return self.manifest["name"]
+
+    @property
+    def kind(self) -> Kind:
+        return self.manifest["kind"]
+
+    @property
+    def stage_hash(self) -> str:
+        """The hash of everything the artifact depends on."""
+        return self.manifest["stage_hash"]
+
+    @property
+    def digest(self) -> str:
+        """The digest of what a later stage can see of it: weights or graph, and how to rebuild."""
+        files = self.manifest["files"]
+        return digest({name: files[name]["sha256"] for name in _SUBSTANCE if name in files})
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return read_json(self.path / "spec.json")
+
+    @property
+    def model_file(self) -> Path:
+        """The weights of a module, or the file of a graph."""
+        return self.path / self.manifest["model"]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return read_json(self.path / "metrics.json")
+
+    def add_metrics(self, found: Mapping[str, Any]) -> None:
+        """Add figures that were measured later."""
+        write_json(self.path / "metrics.json", {**self.metrics, **found})
+
+
+def seal(folder: Path, *, name: str, kind: Kind, model: str, stage_hash: str, spec: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Write `spec.json`, `metrics.json` and the manifest over what lies in `folder`: the last act before the folder takes its place."""
+    write_json(folder / "spec.json", dict(spec))
+    write_json(folder / "metrics.json", dict(metrics))
+    files = {
+        str(file.relative_to(folder)): {"sha256": sha256(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in _MUTABLE
+    }  # fmt: skip
+    write_json(folder / "manifest.json", {"format": FORMAT, "name": name, "kind": kind, "model": model, "stage_hash": stage_hash, "files": files})

@@ -1,0 +1,81 @@
+"""What one model says about one batch, and which of it an objective reads.
+
+Shapes: N predictions (examples, tokens or nodes), C classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from .errors import MismatchError
+
+__all__ = ["Dense", "Knowledge", "Link", "Needs", "Reads", "Response"]
+
+Link = Literal["softmax", "bernoulli", "identity"]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A response as whole logits.
+
+    `logits [..., C]`; `link` says what turns them into a prediction: `softmax` (one class of C), `bernoulli` (C yes-or-no answers),
+    `identity` (C real numbers).
+    """
+
+    logits: Tensor
+    link: Link = "softmax"
+
+    @property
+    def classes(self) -> int:
+        return self.logits.shape[-1]
+
+
+Response = Dense
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What one model says about one batch.
+
+    `outputs`: name -> response, `main` always among them; `features`: module path -> activation `[N, ...]`;
+    `mask [N]`: which predictions count, all where it is None.
+    """
+
+    outputs: Mapping[str, Response]
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
+
+    @property
+    def main(self) -> Response:
+        return self.outputs["main"]
+
+    def feature(self, path: str) -> Tensor:
+        """Return the activation read at `path`, or say which were read."""
+        if path not in self.features:
+            raise MismatchError(f"no feature was read at {path!r}; read were: {', '.join(self.features) or 'none'}")
+        return self.features[path]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What is read of one model: names of its outputs, and module paths of its features."""
+
+    outputs: frozenset[str] = frozenset({"main"})
+    features: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Reads") -> "Reads":
+        return Reads(self.outputs | other.outputs, self.features | other.features)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective reads of the student, of the teacher, and whether it reads the batch's labels.
+
+    `teacher` is None for an objective that asks no teacher.
+    """
+
+    student: Reads = Reads()
+    teacher: Reads | None = Reads()
+    labels: bool = False

@@ -1,0 +1,73 @@
+"""A scheme: who teaches whom, and when."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from .errors import MismatchError
+from .objective import Objective
+from .schedule import Clock
+
+if TYPE_CHECKING:
+    from .task import Batch
+
+__all__ = ["Losses", "Scheme"]
+
+
+@dataclass
+class Losses:
+    """What one forward pass of a scheme cost.
+
+    `sums`: player -> weighted loss, summed over the valid predictions, with a graph; `count`: how many predictions those were, a scalar tensor;
+    `parts`: objective -> its unweighted loss, summed likewise, detached.
+    """
+
+    sums: dict[str, Tensor]
+    count: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Tensor:
+        """The mean over valid predictions, for a scheme with one player: what a loop of one's own calls `backward` on.
+
+        Zero, with a graph, where no prediction is valid.
+        """
+        if len(self.sums) != 1:
+            raise MismatchError(f"a scheme with players {', '.join(self.sums)} has no single loss: take `sums[player] / count` for each")
+        return next(iter(self.sums.values())) / self.count.clamp(min=1)
+
+
+class Scheme(nn.Module, ABC):
+    """Every player and objective, and what each player's loss is on a batch.
+
+    The loop wraps the whole scheme once; a user's own loop calls it as a module: `loss = scheme(batch).loss`.
+    """
+
+    phases: Sequence[str] = ("student",)
+    """What a step consists of: one forward pass and one optimizer's step each, of the player of that name."""
+
+    @abstractmethod
+    def players(self) -> dict[str, list[nn.Parameter]]:
+        """Who learns: player -> parameters."""
+
+    @abstractmethod
+    def forward(self, batch: "Batch", phase: str = "student") -> Losses:
+        """What a batch costs the player of a phase."""
+
+    @abstractmethod
+    def shipped(self) -> dict[str, nn.Module]:
+        """Player -> the module to validate, publish and export, grafts included, without what only training needs."""
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """Let teachers that follow the student follow it."""
+
+    def at(self, epoch: float, epochs: float) -> None:
+        """Tell every objective where training stands, for weights and temperatures that follow a schedule."""
+        clock = Clock(epoch, epochs)
+        for module in self.modules():
+            if isinstance(module, Objective):
+                module.clock = clock

@@ -1,0 +1,87 @@
+"""A task: the data, how a model is asked, what its own loss is, and how it is scored."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .knowledge import Knowledge
+
+__all__ = ["Batch", "Facts", "Loader", "Split", "Task"]
+
+Batch = Mapping[str, Tensor]
+"""Field -> tensor; `id [N]` is int64 and unique within a data fingerprint where it is there."""
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model builder and an objective may know of the data before training.
+
+    `in_shape`: one example's shape without the batch; `classes`: how many; `class_names`: one each; `examples`: of the training split;
+    `labelled`: whether batches carry `label`; `preprocess`: what was done to an input before the model saw it, JSON-able, kept with the artifact.
+    """
+
+    in_shape: tuple[int, ...]
+    classes: int
+    class_names: tuple[str, ...]
+    examples: int
+    labelled: bool = True
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Loader(ABC):
+    """The batches of one split, as one process sees them."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many batches an epoch has."""
+
+    @abstractmethod
+    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
+        """Give the batches of `epoch`, the first `skip` left out: a pure function of the epoch for loaders of ours."""
+
+
+class Task(ABC):
+    """The data, how a model is asked, what its own loss is, and how it is scored."""
+
+    metric: str = "accuracy"
+    """The validation metric that chooses the best epoch."""
+    higher_is_better: bool = True
+
+    @abstractmethod
+    def facts(self) -> Facts:
+        """What is known of the data; reads them at the first call."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of the data and of all that is done to them, without loading them."""
+
+    @abstractmethod
+    def loader(self, split: Split, *, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Loader:
+        """The batches of a split: `batch_size` per process and batch.
+
+        The training split is shuffled by (seed, epoch), augmented, and its last incomplete round is left out; batch k of rank r of `world` holds
+        examples `(k * world + r) * batch_size` onward of the epoch's order, so the union over ranks is the same for every world. The others come
+        whole and in order, a batch to each rank in turn.
+        """
+
+    @abstractmethod
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that are there; `train` always is."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
+        """Ask the model about a batch."""
+
+    @abstractmethod
+    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
+        """The task's own loss, one per prediction `[N]`, at temperature 1."""
+
+    @abstractmethod
+    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
+        """Name -> one number per prediction `[N]`, whose mean over a split is a metric; `metric` is among them."""

@@ -1,0 +1,35 @@
+"""A teacher: whoever says what the student should match."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .knowledge import Knowledge, Reads
+from .lookup import find
+
+if TYPE_CHECKING:
+    from .task import Batch, Task
+
+__all__ = ["Teacher", "as_teacher"]
+
+
+class Teacher(nn.Module, ABC):
+    """Whoever says what the student should match: a frozen model, several, a store, a server."""
+
+    @abstractmethod
+    def prepare(self, reads: Reads, task: "Task") -> None:
+        """Learn what will be read and how a model of this task is asked; raise `MismatchError` for what cannot be given."""
+
+    @abstractmethod
+    def forward(self, batch: "Batch", student: Knowledge | None = None) -> Knowledge:
+        """Say what is known of a batch, without a gradient."""
+
+    @abstractmethod
+    def after_step(self, student: nn.Module) -> None:
+        """Follow the student after an optimizer's step, for teachers that move; a teacher that stands still does nothing."""
+
+
+def as_teacher(teacher: "nn.Module | Teacher") -> Teacher:
+    """Return a teacher as it is, and a bare module as a frozen one."""
+    return teacher if isinstance(teacher, Teacher) else find("teachers", "frozen")(teacher)
