@@ -15,7 +15,7 @@ metrics.json             every figure; the only file that later measurement may 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import ArtifactError
 from .files import digest, read_json, sha256, write_json
@@ -25,7 +25,19 @@ __all__ = ["FORMAT", "Artifact", "Kind", "seal"]
 FORMAT = 1
 Kind = Literal["module", "graph"]
 _MUTABLE = {"manifest.json", "metrics.json"}
-_SUBSTANCE = ("spec.json", "model.safetensors", "model.onnx")
+
+
+def _sound(manifest: Any) -> bool:
+    """Whether a manifest of our format has all that is read of it, and names no file outside its folder."""
+    files = manifest.get("files")
+    return (
+        all(isinstance(manifest.get(key), str) for key in ("name", "model", "stage_hash"))
+        and manifest.get("kind") in get_args(Kind)
+        and isinstance(files, dict)
+        and manifest["model"] in files
+        and all(isinstance(told, dict) and {"sha256", "bytes"} <= told.keys() for told in files.values())
+        and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in files)
+    )
 
 
 @dataclass(frozen=True)
@@ -43,8 +55,11 @@ class Artifact:
             ArtifactError: no manifest, another format, a file missing, or bytes that do not match.
         """
         manifest = read_json(path / "manifest.json")
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
-            raise ArtifactError(f"{path} is not an artifact of format {FORMAT}: make it again with this version of limbeck")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            told = f"format {manifest['format']!r}" if isinstance(manifest, dict) and "format" in manifest else "no format"
+            raise ArtifactError(f"{path} is not an artifact of format {FORMAT} (its manifest names {told}): make it again with this version of limbeck")
+        if not _sound(manifest):
+            raise ArtifactError(f"{path / 'manifest.json'} lacks what a manifest holds: it is damaged; delete {path} and run the recipe again")
         for name, told in manifest["files"].items():
             file = path / name
             if not file.is_file():
@@ -68,9 +83,9 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """The digest of what a later stage can see of it: weights or graph, and how to rebuild."""
+        """The digest of what a later stage can see of it: weights or graph (`model.*`, so data beside a graph count), and how to rebuild."""
         files = self.manifest["files"]
-        return digest({name: files[name]["sha256"] for name in _SUBSTANCE if name in files})
+        return digest({name: told["sha256"] for name, told in files.items() if name in ("spec.json", self.manifest["model"]) or name.startswith("model.")})
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -95,7 +110,8 @@ def seal(folder: Path, *, name: str, kind: Kind, model: str, stage_hash: str, sp
     write_json(folder / "spec.json", dict(spec))
     write_json(folder / "metrics.json", dict(metrics))
     files = {
-        str(file.relative_to(folder)): {"sha256": sha256(file), "bytes": file.stat().st_size}
-        for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in _MUTABLE
+        file.relative_to(folder).as_posix(): {"sha256": sha256(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.rglob("*")) if file.is_file() and file.relative_to(folder).as_posix() not in _MUTABLE
     }  # fmt: skip
+    assert model in files, f"{name}: {model} is not in the folder to seal"
     write_json(folder / "manifest.json", {"format": FORMAT, "name": name, "kind": kind, "model": model, "stage_hash": stage_hash, "files": files})

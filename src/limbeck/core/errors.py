@@ -69,6 +69,11 @@ class MissingDependency(LimbeckError, ImportError):
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(f'{purpose} needs {library}: pip install "limbeck[{extra}]"')
+        self._told = (library, extra, purpose)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        """Survive the way back from a worker process."""
+        return type(self), self._told
 
 
 class TrainingError(LimbeckError):
@@ -89,8 +94,11 @@ class Interrupted(LimbeckError):
     exit_code = 130
 
 
+_LISTED = 30
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest choice, or the list of choices when none is near.
+    """Return `; did you mean 'x'?` for the nearest choice, or the choices (30 of them at most) when none is near.
 
     >>> did_you_mean("temprature", ["temperature", "weight"])
     "; did you mean 'temperature'?"
@@ -98,7 +106,9 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     '; choices are a, b'
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    folded = {choice.casefold(): choice for choice in known}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; choices are {', '.join(known)}" if known else ""
+        return f"; did you mean {folded[near[0]]!r}?"
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f"; choices are {', '.join(known[:_LISTED])}{more}" if known else ""

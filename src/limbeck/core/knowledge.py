@@ -49,6 +49,8 @@ class Knowledge:
 
     @property
     def main(self) -> Response:
+        if "main" not in self.outputs:
+            raise MismatchError(f"this knowledge has no output 'main'; it has: {', '.join(self.outputs) or 'none'}")
         return self.outputs["main"]
 
     def feature(self, path: str) -> Tensor:

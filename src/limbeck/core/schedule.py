@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import RecipeError
 
-__all__ = ["Cosine", "Decay", "Linear", "Number", "Schedule", "at", "check_number"]
+__all__ = ["Clock", "Cosine", "Decay", "Linear", "Number", "Schedule", "at", "check_number"]
 
 
 class _Shape(BaseModel):
@@ -21,7 +21,7 @@ class Linear(_Shape):
     kind: Literal["linear"] = "linear"
     start: float = 0.0
     end: float = 1.0
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class Cosine(_Shape):
@@ -30,7 +30,7 @@ class Cosine(_Shape):
     kind: Literal["cosine"] = "cosine"
     start: float = 1.0
     end: float = 0.0
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class Decay(_Shape):
@@ -38,8 +38,8 @@ class Decay(_Shape):
 
     kind: Literal["decay"] = "decay"
     start: float = 1.0
-    factor: float = Field(default=0.1, gt=0)
-    every: float = Field(default=1.0, gt=0)
+    factor: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    every: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 Schedule = Annotated[Linear | Cosine | Decay, Field(discriminator="kind")]
@@ -63,8 +63,9 @@ def at(number: "float | Linear | Cosine | Decay", clock: Clock) -> float:
     if isinstance(number, (int, float)):
         return float(number)
     if isinstance(number, Decay):
-        return number.start * number.factor ** math.floor(clock.epoch / number.every)
-    done = min(1.0, clock.epoch / (number.epochs or clock.epochs))
+        return number.start * number.factor ** math.floor(clock.epoch / number.every + 1e-9)  # 0.3 / 0.1 is just under 3
+    span = number.epochs or clock.epochs
+    done = 1.0 if clock.epoch >= span else clock.epoch / span
     if isinstance(number, Cosine):
         done = (1 - math.cos(math.pi * done)) / 2
     return number.start + (number.end - number.start) * done
@@ -76,8 +77,10 @@ def check_number(name: str, number: "float | Linear | Cosine | Decay", *, positi
         ends = [number]
     elif isinstance(number, Decay):
         ends = [number.start]
-    else:
+    elif isinstance(number, (Linear, Cosine)):
         ends = [number.start, number.end]
+    else:
+        raise RecipeError(f"{name} is {number!r}, a {type(number).__name__}; it must be a number, or a schedule: Linear, Cosine or Decay")
     for value in ends:
         if not math.isfinite(value) or value < 0 or (positive and value == 0):
             raise RecipeError(f"{name} is {value:g}; it must be a finite number {'above zero' if positive else 'of zero or more'}")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .knowledge import Knowledge
+from .lookup import find
 
-__all__ = ["Batch", "Facts", "Loader", "Split", "Task"]
+__all__ = ["Batch", "Facts", "Loader", "Split", "Task", "default_task"]
 
 Batch = Mapping[str, Tensor]
 """Field -> tensor; `id [N]` is int64 and unique within a data fingerprint where it is there."""
@@ -75,6 +76,10 @@ class Task(ABC):
         """The splits that are there; `train` always is."""
 
     @abstractmethod
+    def batch(self, raw: object) -> Batch:
+        """Return what a loader gave as a `Batch`; loaders of ours give one already."""
+
+    @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
         """Ask the model about a batch."""
 
@@ -85,3 +90,8 @@ class Task(ABC):
     @abstractmethod
     def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
         """Name -> one number per prediction `[N]`, whose mean over a split is a metric; `metric` is among them."""
+
+
+def default_task() -> Task:
+    """Return the task of a user's own loop: classification of the batches that it is given."""
+    return find("tasks", "classify")()

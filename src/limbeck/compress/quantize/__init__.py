@@ -1,0 +1,1 @@
+"""Fewer bits for each number."""

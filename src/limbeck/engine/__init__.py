@@ -1,0 +1,1 @@
+"""The loop, the runtime and the checkpoint: the only place that imports Lightning Fabric."""

@@ -1,0 +1,54 @@
+"""Ask a model about a whole split."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core.task import Split, Task
+from .runtime import Runtime
+
+__all__ = ["Predictions", "evaluate", "predict"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said about a split: `logits [N, C]`, `labels [N]` and `ids [N]`, in the split's order."""
+
+    logits: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, task: Task, split: Split, runtime: Runtime, *, batch_size: int = 1024) -> dict[str, float]:
+    """Return the mean of each of the task's scores over a split, shared out over the ranks; the model's mode is left as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    sums: dict[str, Tensor] = {}
+    count = torch.zeros((), dtype=torch.float64, device=runtime.device)
+    loader = task.loader(split, batch_size=batch_size, rank=runtime.rank, world=runtime.world, device=runtime.device)
+    for raw in loader.batches(0):
+        batch, counted = task.batch(raw), 0
+        for name, score in task.scores(task.forward(model, batch), batch).items():
+            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=runtime.device)) + score.sum(dtype=torch.float64)
+            counted = score.numel()
+        count += counted
+    for module, mode in modes.items():
+        module.training = mode
+    names = sorted(sums)
+    total = runtime.sum(torch.stack([count, *(sums[name] for name in names)])).tolist()
+    return {name: value / total[0] for name, value in zip(names, total[1:], strict=True)}
+
+
+@torch.no_grad()
+def predict(answer: Callable[[Tensor], Tensor], task: Task, split: Split, *, batch_size: int = 1024, device: torch.device | None = None) -> Predictions:
+    """Collect what `answer`, from inputs to logits `[N, C]`, says about a labelled split."""
+    logits, labels, ids = [], [], []
+    for raw in task.loader(split, batch_size=batch_size, device=device).batches(0):
+        batch = task.batch(raw)
+        logits.append(answer(batch["input"]).float().cpu())
+        labels.append(batch["label"].cpu())
+        ids.append(batch["id"].cpu() if "id" in batch else torch.arange(len(labels[-1])) + sum(len(one) for one in labels[:-1]))
+    return Predictions(torch.cat(logits), torch.cat(labels), torch.cat(ids))

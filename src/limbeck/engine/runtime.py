@@ -1,0 +1,165 @@
+"""Where and how a scheme runs: devices, ranks, precision, logs. One file over Lightning Fabric."""
+
+import logging
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.csv_logs import CSVLogger
+from lightning_fabric.loggers.logger import Logger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+from torch import Tensor
+
+from ..core.errors import LimbeckError, MismatchError, MissingDependency
+from ..core.scheme import Scheme
+
+__all__ = ["Accelerator", "Runtime", "Setup"]
+
+Accelerator = Literal["auto", "cpu", "cuda", "mps"]
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A scheme and its optimizers, wrapped once for a runtime."""
+
+    scheme: Scheme
+    wrapped: _FabricModule
+    optimizers: dict[str, _FabricOptimizer]
+
+
+class Runtime:
+    """Devices, ranks, precision and logs; `launch` starts one process per device and hands each its own.
+
+    Raises:
+        MismatchError: an accelerator was asked for that is not there: none is taken in its place.
+    """
+
+    def __init__(self, *, accelerator: Accelerator = "cpu", devices: int = 1, precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true") -> None:
+        if accelerator == "cuda" and torch.cuda.device_count() < devices:
+            raise MismatchError(f"{devices} CUDA devices were asked for, and torch sees {torch.cuda.device_count()}: take accelerator: cpu, or fewer devices")
+        strategy = "auto" if devices == 1 else "ddp_spawn"
+        self.fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
+        self._loggers: list[Logger] = []
+
+    def launch(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Run `work(runtime, *args)` in one process per device, in this one for a single device; return what rank 0 returned."""
+        if self.fabric.strategy.launcher is None:
+            return work(self, *args)
+        with _left_to_the_ranks():
+            answer = self.fabric.launch(partial(_on_rank, self, work), *args)
+        if isinstance(answer, LimbeckError):
+            raise answer
+        return answer
+
+    @property
+    def device(self) -> torch.device:
+        return self.fabric.device
+
+    @property
+    def rank(self) -> int:
+        return self.fabric.global_rank
+
+    @property
+    def world(self) -> int:
+        return self.fabric.world_size
+
+    @property
+    def is_main(self) -> bool:
+        return self.fabric.is_global_zero
+
+    def setup(self, scheme: Scheme, optimizers: Mapping[str, torch.optim.Optimizer]) -> Setup:
+        """Move the scheme to the device and wrap it, whole and once."""
+        wrapped = self.fabric.setup_module(scheme)
+        ready: dict[str, _FabricOptimizer] = {}
+        for name, optimizer in optimizers.items():
+            one = self.fabric.setup_optimizers(optimizer)
+            assert isinstance(one, _FabricOptimizer)
+            ready[name] = one
+        return Setup(scheme, wrapped, ready)
+
+    def backward(self, loss: Tensor) -> None:
+        self.fabric.backward(loss)
+
+    def no_sync(self, setup: Setup, *, enabled: bool) -> AbstractContextManager[Any]:
+        """Leave gradients unsynchronised over ranks while the block lasts; nothing to do in a single process."""
+        return self.fabric.no_backward_sync(setup.wrapped, enabled=enabled) if self.world > 1 else nullcontext()
+
+    def clip(self, setup: Setup, player: str, norm: float) -> Tensor:
+        """Scale a player's gradient down to `norm`; return what its norm was. A norm that is not finite is for the loop to notice."""
+        found = self.fabric.clip_gradients(setup.wrapped, setup.optimizers[player], max_norm=norm, error_if_nonfinite=False)
+        assert found is not None
+        return found.detach()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over ranks."""
+        if self.world == 1:
+            return tensor
+        summed = self.fabric.all_reduce(tensor, reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Stack a tensor over ranks: `[world, ...]`."""
+        if self.world == 1:
+            return tensor[None]
+        gathered = self.fabric.all_gather(tensor)
+        assert isinstance(gathered, Tensor)
+        return gathered
+
+    def barrier(self) -> None:
+        self.fabric.barrier()
+
+    def open_logs(self, folder: Path, step: int, *, tensorboard: bool) -> None:
+        """Log to `folder`, from `step` on: what an earlier, killed attempt logged from the same step gives way, what came before stays."""
+        kinds: list[tuple[str, Callable[..., Logger]]] = [("csv", CSVLogger), ("tensorboard", TensorBoardLogger)]
+        for kind, logger in kinds[: 2 if tensorboard else 1]:
+            version = f"{kind}_{step:06d}"
+            if self.is_main:
+                shutil.rmtree(folder / version, ignore_errors=True)
+            try:
+                self._loggers.append(logger(root_dir=folder.parent, name=folder.name, version=version))
+            except ModuleNotFoundError:
+                raise MissingDependency("tensorboard", "tensorboard", "logging to TensorBoard") from None
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write metrics to every logger."""
+        for logger in self._loggers:
+            logger.log_metrics(dict(metrics), step)
+            logger.save()
+
+    def close_logs(self) -> None:
+        """Flush and close every logger."""
+        for logger in self._loggers:
+            logger.finalize("success")
+        self._loggers.clear()
+
+
+def _on_rank(runtime: Runtime, work: Callable[..., Any], fabric: Fabric, *args: Any) -> Any:
+    runtime.fabric = fabric
+    try:
+        return work(runtime, *args)
+    except LimbeckError as error:
+        return error
+
+
+@contextmanager
+def _left_to_the_ranks() -> Iterator[None]:
+    """Leave Ctrl-C to the processes that train: they save and come back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

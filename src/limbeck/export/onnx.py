@@ -1,0 +1,200 @@
+"""ONNX: one file with a free batch dimension, the same bytes for the same weights.
+
+The file's input is `input`, its output `logits`; BatchNorm is folded into the convolution before it. A node is named after its layer
+(`stem.0/Conv`), so that reports and `keep_float` can speak of layers.
+"""
+
+import ast
+import logging
+import re
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.bridges.onnx import LIMIT, canonical_bytes
+from limbeck.bridges.onnx_runtime import run, session
+from limbeck.core.errors import ArtifactError, DataError, MismatchError, RecipeError
+from limbeck.core.files import atomic_write
+from limbeck.core.graph import Exporter
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
+
+__all__ = ["Onnx"]
+
+_OPSETS = range(18, 24)
+
+
+class Onnx(Exporter):
+    """Write a module as one ONNX file.
+
+    Args:
+        opset: version of ONNX's operators, 18 to 23; a lower one opens in older runtimes.
+    """
+
+    file = "model.onnx"
+
+    def __init__(self, *, opset: int = 20) -> None:
+        if opset not in _OPSETS:
+            raise RecipeError(f"opset must be {_OPSETS[0]} to {_OPSETS[-1]} for this version of PyTorch, not {opset}")
+        self.opset = opset
+
+    def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
+        """Write `model`, in evaluation mode, to `path`, once it was opened and asked at two more batch sizes.
+
+        Raises:
+            DataError: an example without rows.
+            MismatchError: a model that fails on the example, answers with something else than `[N, C]`, holds more than 2 GiB, or does what ONNX cannot say;
+                the message names the layer where it is known.
+            StorageError: the file cannot be written.
+        """
+        if example.ndim < 2 or not len(example):
+            raise DataError(f"an example to export with must be [N, ...] with N of 1 or more, not {list(example.shape)}")
+        name = type(model).__name__
+        size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+        if size > LIMIT:
+            raise MismatchError(f"{name} holds {size:,} bytes of weights and one ONNX file {LIMIT:,}: export a smaller model")
+        several = example if len(example) > 1 else torch.cat([example, example])  # a batch of one would be taken for a constant
+        with _evaluating(model), torch.no_grad():
+            _ask(model, several)
+            graph = _trace(model, several, self.opset)
+        _check_batches(name, graph, several)
+        atomic_write(path, graph)
+
+
+def _ask(model: nn.Module, example: Tensor) -> None:
+    """Refuse a model that does not answer `[N, C]` in plain PyTorch."""
+    name = type(model).__name__
+    try:
+        answer = model(example)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise MismatchError(f"{name} fails on an example {list(example.shape)}{_layer(model, error)}: {_line(str(error))}") from error
+    if not isinstance(answer, Tensor):
+        raise MismatchError(f"{name} answers with {type(answer).__name__}, and an exported model with one tensor [N, C]: wrap it in a module that picks it")
+    if answer.ndim != 2 or len(answer) != len(example):
+        raise MismatchError(f"{name} answers {list(example.shape)} with {list(answer.shape)}, and an exported model with [N, C], here [{len(example)}, C]")
+
+
+def _trace(model: nn.Module, example: Tensor, opset: int) -> bytes:
+    """Return the bytes of the file."""
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                model, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["input"], output_names=["logits"],
+                opset_version=opset, external_data=False, verbose=False,
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            reason, where = _reason(model, error)
+            raise MismatchError(
+                f"{type(model).__name__} does not export to ONNX{where}: {reason}; write what it does there with tensor operations that ONNX has"
+            ) from error
+    assert program is not None
+    proto = program.model_proto
+    _name_nodes(proto.graph)
+    return canonical_bytes(proto)
+
+
+def _check_batches(name: str, graph: bytes, example: Tensor) -> None:
+    """Refuse a file in which the batch size was frozen: ask it about one row and about one more than it was exported with."""
+    opened = session(graph)
+    if isinstance(frozen := opened.get_inputs()[0].shape[0], int):
+        raise MismatchError(f"{name} exports for batches of {frozen} only: its forward pass fixes the batch size; take it from the input's shape")
+    for rows in (example[:1], torch.cat([example, example[:1]])):
+        try:
+            answered = len(run(opened, rows, batch=len(rows)))
+        except (ArtifactError, MismatchError) as error:
+            raise MismatchError(f"{name}, exported with a batch of {len(example)}, fails on a batch of {len(rows)}: {error}") from error
+        if answered != len(rows):
+            raise MismatchError(
+                f"{name}, exported with a batch of {len(example)}, answers a batch of {len(rows)} with {answered} rows: "
+                "its forward pass fixes the batch size; take it from the input's shape"
+            )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold a model in evaluation mode, and give every layer its own mode back."""
+    modes = {layer: layer.training for layer in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what torch.onnx is known to say of itself: a deprecation inside PyTorch, and that torchvision's operators are not there."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+
+    def other(record: logging.LogRecord) -> bool:
+        return record.msg != "torchvision is not installed. Skipping %s"
+
+    logger.addFilter(other)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", re.escape("`isinstance(treespec, LeafSpec)` is deprecated"), FutureWarning, "copyreg")
+            yield
+    finally:
+        logger.removeFilter(other)
+
+
+def _reason(model: nn.Module, error: BaseException) -> tuple[str, str]:
+    """Return why an export failed, in one line, and ` in layer 'x'` where that is known."""
+    where, reason = "", _line(str(error))
+    cause: BaseException | None = error
+    while cause is not None:
+        where = _layer(model, cause) or where
+        reason = _line(str(cause))
+        if found := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(cause)):
+            return f"ONNX has no operator for {found[1]}", where
+        cause = cause.__cause__
+    return reason, where
+
+
+def _layer(model: nn.Module, error: BaseException) -> str:
+    """Return ` in layer 'x'` for the innermost layer of `model` whose forward pass was running when `error` rose."""
+    names = {id(layer): name for name, layer in model.named_modules()}
+    found = ""
+    trace: TracebackType | None = error.__traceback__
+    for frame, _ in traceback.walk_tb(trace):
+        layer = frame.f_locals.get("self")
+        if isinstance(layer, nn.Module) and names.get(id(layer)):
+            found = f" in layer {names[id(layer)]!r} ({type(layer).__name__})"
+    return found
+
+
+def _line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def _name_nodes(graph: "GraphProto") -> None:
+    """Name every node after its layer and operator, numbered where a layer has several of one kind."""
+    seen: Counter[str] = Counter()
+    initializers = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        layer = _layer_of(node, initializers)
+        name = f"{layer}/{node.op_type}" if layer else node.op_type
+        node.name = f"{name}_{seen[name]}" if seen[name] else name
+        seen[name] += 1
+
+
+def _layer_of(node: "NodeProto", initializers: set[str]) -> str:
+    """Return the path of a node's layer: that of its weight, else the scope that the exporter noted."""
+    for name in node.input:
+        if name in initializers and name.endswith(".weight"):
+            return name.removesuffix(".weight")
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = ast.literal_eval(entry.value)
+            return scopes[-2] if len(scopes) > 1 else ""
+    return ""

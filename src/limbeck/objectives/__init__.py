@@ -1,0 +1,1 @@
+"""What a student can be made to match: the task's own targets, a teacher's answers, a teacher's features."""

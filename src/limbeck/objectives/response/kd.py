@@ -1,0 +1,72 @@
+"""Knowledge distillation: match the teacher's probabilities, softened by a temperature.
+
+Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531, sec. 2.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from limbeck.core.knowledge import Knowledge, Needs
+from limbeck.core.objective import Objective
+from limbeck.core.schedule import Number, check_number
+from limbeck.core.task import Batch, Facts, Task
+from limbeck.objectives._teacher import given
+
+from ._logits import check_fit, prepared
+
+__all__ = ["KD", "kd_loss"]
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
+    """Return T^2 KL(p || q) of each prediction, p = softmax(teacher / T), q = softmax(student / T).
+
+    Logits `[..., C]` give `[...]`, in nats times T^2. The factor keeps the gradient's size when T changes (Hinton et al. 2015, end of sec. 2).
+
+    Raises:
+        RecipeError: a temperature of zero or less.
+        MismatchError: logits of unequal shapes.
+
+    >>> import torch
+    >>> kd_loss(torch.zeros(1, 2), torch.tensor([[0.0, float("-inf")]]), temperature=1.0)
+    tensor([0.6931])
+    """
+    check_number("temperature", temperature, positive=True)
+    student_logits, teacher_logits = prepared(student_logits, teacher_logits)
+    log_p = F.log_softmax(teacher_logits / temperature, -1)
+    log_q = F.log_softmax(student_logits / temperature, -1)
+    p = log_p.exp()
+    gap = (log_p - log_q).masked_fill_(p == 0, 0.0)  # 0 log(0 / q) = 0, whatever q
+    return (gap * (p * temperature**2)).sum(-1)  # the factor meets p, which has no gradient: one step less to go back
+
+
+class KD(Objective):
+    """Match the teacher's softened probabilities: T^2 KL(p || q), p and q the softmax of teacher's and student's logits / T, one number per prediction.
+
+    Hinton et al. 2015, arXiv:1503.02531, sec. 2. Their cross-entropy with soft targets (`response.soft_cross_entropy`) differs from it by the entropy of p,
+    which no student changes: the gradients are equal. The paper's total is a weighted mean of this and `supervised`.
+
+    Args:
+        temperature: T, above zero; higher shows more of how the teacher ranks the classes it does not choose. May follow a schedule.
+
+    Raises:
+        RecipeError: a temperature of zero or less.
+        MismatchError: no teacher, other classes than the student's, or answers that are no choice of one class.
+
+    Example:
+        {kind: response.kd, temperature: 4.0, weight: 0.9}
+    """
+
+    def __init__(self, *, temperature: Number = 4.0) -> None:
+        super().__init__()
+        check_number("temperature", temperature, positive=True)
+        self.temperature = temperature
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
+        check_fit(self, student, teacher, softmax=True)
+
+    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
+        return kd_loss(student.main.logits, given(self, teacher).main.logits, temperature=self.now(self.temperature))

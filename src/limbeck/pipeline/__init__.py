@@ -1,0 +1,1 @@
+"""Assembly: recipes, stages, runs, and the easy functions."""

@@ -1,0 +1,41 @@
+"""Compare what the stages' models say of the same test examples."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..core.artifact import Artifact
+from ..core.files import digest, read_json, write_json
+from ..measure.fidelity import per_class, reliability
+from ..measure.statistics import mcnemar
+from .modules import read_tensors
+from .recipe import Recipe
+
+__all__ = ["compare"]
+
+_PAIRS = (("student", "teacher"), ("student", "alone"), ("int8", "shipped"), ("int8", "teacher"))
+
+
+def compare(recipe: Recipe, out: Path, roles: Mapping[str, str | None], digests: Mapping[str, str]) -> None:
+    """Write `fidelity.json`: each model's accuracy by class and its reliability, and McNemar's test between the pairs that matter."""
+    file = out / "fidelity.json"
+    key = digest({"models": dict(digests), "roles": dict(roles)})
+    if file.is_file() and read_json(file).get("key") == key:
+        return
+    paths = {name: out / "stages" / name / "predictions.safetensors" for name in recipe.stages}
+    said = {name: read_tensors(path) for name, path in paths.items() if path.is_file()}
+    if not said:
+        file.unlink(missing_ok=True)
+        return
+    spec = Artifact.open(out / "stages" / next(iter(said)), verify=False).spec
+    correct = {name: told["logits"].argmax(1).eq(told["labels"]).numpy() for name, told in said.items()}
+    pairs = []
+    for one, other in _PAIRS:
+        a, b = roles[one], roles[other]
+        if a in said and b in said and said[a]["ids"].equal(said[b]["ids"]):
+            pairs.append({"a": a, "b": b, **vars(mcnemar(correct[a], correct[b]))})
+    models = {
+        name: {"per_class": per_class(told["logits"], told["labels"], spec["classes"]), "reliability": reliability(told["logits"], told["labels"])}
+        for name, told in said.items()
+    }
+    examples = len(next(iter(correct.values())))
+    write_json(file, {"key": key, "split": "test", "examples": examples, "class_names": spec["class_names"], "models": models, "pairs": pairs})

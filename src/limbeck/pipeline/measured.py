@@ -1,0 +1,70 @@
+"""Measure every stage's file side by side, in one fresh process, and add the figures to the artifacts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core import lookup
+from ..core.artifact import Artifact
+from ..core.events import Listener, Note, StageStarted
+from ..core.files import digest, read_json, write_json
+from ..measure.latency import ModelFile, measure_files
+from ..measure.machine import machine
+from ..measure.size import file_bytes
+from .modules import load_module
+from .recipe import ExportStage, Recipe
+
+__all__ = ["measured"]
+
+_FIGURES = (
+    "latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "latency_n", "throughput_per_s", "throughput_batch", "throughput_n", "peak_memory_bytes",
+    "energy_j_per_inference",
+)  # fmt: skip
+
+
+def measured(recipe: Recipe, out: Path, digests: Mapping[str, str], listener: Listener) -> None:
+    """Write `measurement.json`, and each artifact's figures; what was measured already on this machine, of the same files, stands.
+
+    A trained module that the recipe does not export itself is measured through an ONNX file made for the purpose.
+    """
+    if not recipe.measure.latency:
+        (out / "measurement.json").unlink(missing_ok=True)
+        return
+    cpu = machine()["cpu"]
+    key = digest({"models": dict(digests), "how": recipe.measure.model_dump(mode="json"), "cpu": cpu})
+    file = out / "measurement.json"
+    if file.is_file() and read_json(file).get("key") == key:
+        return
+    listener(StageStarted("measurement", "measure"))
+    artifacts = {name: Artifact.open(out / "stages" / name, verify=False) for name in recipe.stages}
+    paths = {name: _file(recipe, out, artifacts, name) for name in recipe.stages}
+    first = {path: name for name, path in reversed(paths.items())}
+    files = {name: ModelFile(path, tuple(artifacts[name].spec["in_shape"])) for path, name in reversed(first.items())}
+    how = recipe.measure
+    found = measure_files(files, threads=how.threads, seconds=how.seconds * len(files), batch=how.batch, seed=recipe.seed)
+    for name, path in paths.items():
+        told = found["models"][first[path]]
+        found["models"][name] = told
+        figures: dict[str, Any] = {figure: told[figure] for figure in _FIGURES if figure in told} | {"file_bytes": file_bytes(path)}
+        artifacts[name].add_metrics(figures)
+    found["ratios"] += [{**ratio, "b": name} for ratio in found["ratios"] for name, path in paths.items() if first[path] == ratio["b"] and name != ratio["b"]]
+    for text in found["notes"]:
+        listener(Note(text, "measurement", loud=found["busy"]))
+    write_json(file, {**found, "key": key})
+
+
+def _file(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], name: str) -> Path:
+    """Return the file that stands for a stage's model: its own, the one that an export stage made of it, or one made now."""
+    artifact = artifacts[name]
+    if artifact.kind == "graph":
+        return artifact.model_file
+    for other, stage in recipe.stages.items():
+        if isinstance(stage, ExportStage) and stage.of == name:
+            return artifacts[other].model_file
+    path = out / "cache" / "measured" / f"{name}-{artifact.digest[:12]}.onnx"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lookup.build("export", "onnx", {}).export(load_module(artifact), torch.zeros(2, *artifact.spec["in_shape"]), path)
+    return path

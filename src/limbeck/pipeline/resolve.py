@@ -1,0 +1,110 @@
+"""What a recipe comes to: parts made and checked, options in full, and the hash of what each stage depends on."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic_core
+from torch import nn
+
+from .. import __version__
+from ..core import lookup
+from ..core.errors import MismatchError
+from ..core.files import digest
+from ..core.objective import Term
+from ..core.scheme import Scheme
+from ..core.task import Batch, Facts, Task
+from ..core.teacher import Teacher
+from .recipe import DistillStage, ExportStage, Part, QuantizeStage, Recipe, TrainStage
+
+__all__ = ["full", "graph_part", "make_model", "make_scheme", "make_task", "model_spec", "stage_hashes"]
+
+_HANDED = {"models": frozenset({"in_shape", "classes"})}
+_NO_MATTER = {"keep"}
+"""Options that change nothing about what a stage makes."""
+
+
+def full(slot: str, part: Part) -> dict[str, Any]:
+    """Return a part's kind and options in full, JSON-able."""
+    found = lookup.find(slot, part.kind)
+    handed = _HANDED.get(slot, frozenset()) & frozenset(inspect.signature(found).parameters)
+    label = part.kind if part.kind.startswith("python:") else f"{slot}.{lookup.full_name(slot, part.kind)}"
+    options = lookup.check_options(found, part.options, label, handed)
+    return {"kind": lookup.full_name(slot, part.kind), **pydantic_core.to_jsonable_python(options)}
+
+
+def make_task(recipe: Recipe) -> Task:
+    """Make the recipe's task; its data are not read yet."""
+    return lookup.build("tasks", recipe.task.kind, recipe.task.options)
+
+
+def model_spec(part: Part, facts: Facts) -> dict[str, Any]:
+    """Return how to rebuild a model: builder, options in full, and what the data gave."""
+    told = full("models", part)
+    return {"builder": told.pop("kind"), "options": told, "in_shape": list(facts.in_shape), "classes": facts.classes}
+
+
+def make_model(spec: Mapping[str, Any]) -> nn.Module:
+    """Build a model from its spec, with fresh weights."""
+    model = lookup.build("models", spec["builder"], spec["options"], in_shape=tuple(spec["in_shape"]), classes=spec["classes"])
+    if not isinstance(model, nn.Module):
+        raise MismatchError(f"{spec['builder']} gave {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def graph_part(slot: str, method: str | Part) -> Part:
+    """Return an exporter or a compressor as a part, whether it was named alone or with options; a quantizer's folder goes without saying."""
+    part = Part(kind=method) if isinstance(method, str) else method
+    return part.model_copy(update={"kind": lookup.full_name(slot, part.kind)})
+
+
+def make_scheme(stage: TrainStage, student: nn.Module, teachers: list[nn.Module], task: Task, facts: Facts, example: Batch) -> Scheme:
+    """Put student, teacher and objectives together, bound by one batch.
+
+    Raises:
+        RecipeError, MismatchError: parts that do not fit.
+    """
+    terms = [Term(lookup.build("objectives", spec.kind, spec.options), spec.weight) for spec in stage.objectives]
+    teacher: Teacher | None = None
+    if isinstance(stage, DistillStage):
+        given = teachers if not isinstance(stage.teacher.of, str) else teachers[0]
+        teacher = lookup.build("teachers", stage.teacher.kind, stage.teacher.options, given)
+    return lookup.build("schemes", stage.scheme.kind, stage.scheme.options, student, teacher, terms, task, example, facts)
+
+
+def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, str]) -> tuple[str, str]:
+    """Return a stage's hash, and its hash without the epochs: two stages that agree in the second differ only in how long they train.
+
+    Both hold the resolved options, the parents' content, the data's fingerprint, limbeck's version and the source of every `python:` part;
+    neither devices, threads, paths nor names.
+    """
+    stage = recipe.stages[name]
+    kinds = [recipe.task.kind]
+    told: dict[str, Any] = {"kind": stage.kind, "seed": recipe.seed, "version": __version__, "task": [recipe.task.kind, task.fingerprint()]}
+    if isinstance(stage, TrainStage):
+        plain = stage.model_dump(mode="json", exclude={"model", "init", "objectives", "transfer", "scheme", "teacher", *_NO_MATTER})
+        told |= {"training": plain, "transfer": full("transfer", stage.transfer), "scheme": full("schemes", stage.scheme)}
+        told["model"] = full("models", stage.model) if stage.model is not None else digests[str(stage.init)]
+        told["objectives"] = [
+            full("objectives", Part(kind=spec.kind, **spec.options)) | {"weight": pydantic_core.to_jsonable_python(spec.weight)} for spec in stage.objectives
+        ]
+        kinds += [spec.kind for spec in stage.objectives] + [stage.transfer.kind, stage.scheme.kind]
+        kinds += [stage.model.kind] if stage.model is not None else []
+        if isinstance(stage, DistillStage):
+            told["teacher"] = full("teachers", Part(kind=stage.teacher.kind, **stage.teacher.options)) | {"of": [digests[one] for one in stage.teacher.stages]}
+            kinds.append(stage.teacher.kind)
+    elif isinstance(stage, ExportStage):
+        told |= stage.model_dump(mode="json", exclude={"of", "format"}) | {
+            "of": digests[stage.of],
+            "format": full("export", graph_part("export", stage.format)),
+        }
+    elif isinstance(stage, QuantizeStage):
+        told |= stage.model_dump(mode="json", exclude={"of", "method"}) | {
+            "of": digests[stage.of],
+            "method": full("compress", graph_part("compress", stage.method)),
+        }
+    told["sources"] = [lookup.source_digest(kind) for kind in kinds]
+    whole = digest(told)
+    if isinstance(stage, TrainStage):
+        told["training"] = {key: value for key, value in told["training"].items() if key != "epochs"}
+    return whole, digest(told)

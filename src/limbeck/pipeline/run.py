@@ -1,0 +1,182 @@
+"""Run a recipe: stage after stage, each reused where nothing it depends on has changed, then measured side by side."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..core.artifact import Artifact
+from ..core.events import Event, Listener, Note, StageDone
+from ..core.files import atomic_write, lock, read_json, sweep, write_json
+from ..core.task import Task
+from .compare import compare
+from .measured import measured
+from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe, parents
+from .resolve import make_task, stage_hashes
+from .stages import Job, finite, run_stage
+
+__all__ = ["Run", "run_recipe"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run came to: the folder, and for every stage its kind, artifact, whether it was reused, and its metrics."""
+
+    recipe: str
+    out: Path
+    seconds: float
+    report: Path | None
+    stages: Mapping[str, Mapping[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        stages = {name: {key: stage[key] for key in ("kind", "artifact", "reused", "metrics")} for name, stage in self.stages.items()}
+        return {"recipe": self.recipe, "out": str(self.out), "seconds": self.seconds, "report": str(self.report) if self.report else None, "stages": stages}
+
+
+def run_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterable[str] = (), out: Path | None = None, listener: Listener) -> Run:
+    """Run a recipe into `out` (`runs/<name>` where it is None): what is there already and still valid is reused, what was killed goes on.
+
+    Raises:
+        LimbeckError: anything that a person can mend, in one line.
+    """
+    began = time.monotonic()
+    recipe = load_recipe(source, sets)
+    out = Path("runs") / recipe.name if out is None else out
+    notes: list[Note] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event)
+        listener(event)
+
+    task = make_task(recipe)
+    with lock(out):
+        sweep(out)
+        atomic_write(out / "recipe.yaml", recipe.as_yaml().encode())
+        digests: dict[str, str] = {}
+        stages: dict[str, dict[str, Any]] = {}
+        for name, stage in recipe.stages.items():
+            start = time.monotonic()
+            reused, artifact = _stage(recipe, name, out, task, digests, hear)
+            digests[name] = artifact.digest
+            stages[name] = {"kind": stage.kind, "artifact": f"stages/{name}", "reused": reused, "seconds": time.monotonic() - start}
+            listener(StageDone(name, stage.kind, reused, stages[name]["seconds"], finite(artifact.metrics)))
+        measured(recipe, out, digests, hear)
+        compare(recipe, out, roles(recipe), digests)
+        for name in stages:
+            stages[name]["metrics"] = finite(Artifact.open(out / "stages" / name, verify=False).metrics)
+        seconds = time.monotonic() - began
+        write_json(out / "run.json", _record(recipe, out, seconds, stages, notes))
+    whole = {name: {**stage, "artifact": str(out / stage["artifact"])} for name, stage in stages.items()}
+    return Run(recipe.name, out, seconds, None, whole)
+
+
+def _stage(recipe: Recipe, name: str, out: Path, task: Task, digests: Mapping[str, str], listener: Listener) -> tuple[bool, Artifact]:
+    """Find a stage's artifact, or make it."""
+    whole, but_epochs = stage_hashes(recipe, name, task, digests)
+    target = out / "stages" / name
+    shelf = out / "cache"
+    if (found := _standing(target)) is not None and found.stage_hash != whole:
+        _shelve(found, shelf)
+        found = None
+    if found is None and (kept := _standing(shelf / f"{name}-{whole[:12]}")) is not None and kept.stage_hash == whole:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(kept.path, target)
+        found = Artifact.open(target)
+    if found is not None:
+        return True, found
+    work = out / "work" / f"{name}-{whole[:12]}"
+    stage = recipe.stages[name]
+    continued = _continue(stage, name, shelf, work, but_epochs) if isinstance(stage, TrainStage) else None
+    if continued is not None:
+        listener(Note(f"goes on from epoch {continued['epochs']} of an earlier run of this stage", name))
+    lineage = {
+        "stage_hash": whole, "hash_without_epochs": but_epochs, "parents": {one: digests[one] for one in parents(stage)}, "seed": recipe.seed,
+        "data": task.fingerprint(), "limbeck": __version__, "continued_from": continued,
+    }  # fmt: skip
+    run_stage(Job(recipe, name, out, whole, lineage, work), task, listener)
+    shutil.rmtree(work, ignore_errors=True)
+    return False, Artifact.open(target)
+
+
+def _standing(path: Path) -> Artifact | None:
+    """Open what stands at a path, every byte checked; what is damaged is an error, never a reason to train again in silence."""
+    return Artifact.open(path) if path.exists() else None
+
+
+def _shelve(artifact: Artifact, shelf: Path) -> None:
+    """Put an artifact aside, for when the option that replaced it is taken back."""
+    place = shelf / f"{artifact.name}-{artifact.stage_hash[:12]}"
+    shelf.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        shutil.rmtree(place)
+    os.replace(artifact.path, place)
+
+
+def _continue(stage: TrainStage, name: str, shelf: Path, work: Path, but_epochs: str) -> dict[str, Any] | None:
+    """Start a stage from a shelved one that differs only in having been trained for fewer epochs."""
+    if work.exists():
+        return None
+    fewer: list[tuple[int, Artifact]] = []
+    for path in sorted(shelf.glob(f"{name}-*")):
+        lineage = read_json(path / "lineage.json")
+        artifact = Artifact.open(path, verify=False)
+        if lineage.get("hash_without_epochs") == but_epochs and artifact.metrics["epochs"] < stage.epochs:
+            fewer.append((artifact.metrics["epochs"], artifact))
+    if not fewer:
+        return None
+    epochs, found = max(fewer, key=lambda pair: pair[0])
+    found = Artifact.open(found.path)
+    scratch = work.with_name(f".{work.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(found.path / "checkpoint", scratch / "checkpoints")
+    (scratch / "best" / "student").mkdir(parents=True)
+    shutil.copy(found.path / "best.safetensors", scratch / "best" / "student" / "model.safetensors")
+    os.replace(scratch, work)
+    return {"epochs": epochs, "stage_hash": found.stage_hash}
+
+
+def roles(recipe: Recipe) -> dict[str, str | None]:
+    """Say which stage plays which part in the report: the last distilled student, its teacher, the same model alone, its exported and quantized files."""
+    found: dict[str, str | None] = dict.fromkeys(("teacher", "alone", "student", "shipped", "int8"))
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, DistillStage):
+            found |= {"student": name, "teacher": stage.teacher.stages[0]}
+    if found["student"] is None:
+        trained = [name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)]
+        found["student"] = trained[-1] if trained else None
+    student = recipe.stages[found["student"]] if found["student"] else None
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, TrainStage) and not isinstance(stage, DistillStage) and isinstance(student, DistillStage):
+            found["alone"] = name if stage.model == student.model and name != found["teacher"] else found["alone"]
+        if isinstance(stage, ExportStage) and stage.of == found["student"]:
+            found["shipped"] = name
+        if isinstance(stage, QuantizeStage) and found["shipped"] and stage.of == found["shipped"]:
+            found["int8"] = name
+    return found
+
+
+def _record(recipe: Recipe, out: Path, seconds: float, stages: Mapping[str, Any], notes: list[Note]) -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "lightning-fabric", "onnx", "onnxruntime", "numpy", "scikit-learn", "safetensors")}
+    return {
+        "recipe": recipe.name,
+        "out": str(out),
+        "seconds": seconds,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["limbeck", *sys.argv[1:]]) if Path(sys.argv[0]).name == "limbeck" else f"limbeck run {shlex.quote(str(out / 'recipe.yaml'))}",
+        "environment": {"limbeck": __version__, "python": platform.python_version(), "platform": platform.platform(), **versions},
+        "recipe_yaml": recipe.as_yaml(),
+        "notes": [{"text": note.text, "stage": note.stage, "loud": note.loud} for note in notes],
+        "roles": roles(recipe),
+        "stages": stages,
+    }

@@ -1,0 +1,141 @@
+"""A finished teacher teaches one student."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import MismatchError, RecipeError
+from ..core.knowledge import Knowledge, Reads
+from ..core.objective import Objective, Term
+from ..core.schedule import at
+from ..core.scheme import Losses, Scheme
+from ..core.tap import Tap, check_paths
+from ..core.task import Batch, Facts, Task, default_task
+from ..core.teacher import Teacher, as_teacher
+
+
+class Offline(Scheme):
+    """A finished teacher teaches one student; with no teacher and only the supervised objective, ordinary training.
+
+    `loss = sum_i w_i L_i`, each `L_i` a mean over the batch's valid predictions.
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+
+    `objectives` are objectives or weighted ones (`0.9 * KD()`); a bare module as the teacher is a frozen one.
+    `example`, a batch as the task's loader gives it, is needed where an objective builds a projector, so that `parameters()` holds it before an
+    optimizer is made.
+
+    Raises:
+        RecipeError: no objective, or a layer that a model has not.
+        MismatchError: teacher, student and objectives do not fit.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: "nn.Module | Teacher | None",
+        objectives: Iterable[Objective | Term],
+        task: Task | None = None,
+        example: object | None = None,
+        facts: Facts | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = None if teacher is None else as_teacher(teacher)
+        self._terms = [one if isinstance(one, Term) else Term(one) for one in objectives]
+        self.terms = nn.ModuleList(self._terms)
+        self.task = default_task() if task is None else task
+        if not self._terms:
+            raise RecipeError("a scheme without objectives has nothing to learn: give one or more, such as response.kd")
+        self._facts = facts
+        self._reads = Reads()
+        self._names = self._name_terms()
+        self._bound = False
+        self._prepare()
+        if example is not None:
+            self.bind(self.task.batch(example))
+
+    def _name_terms(self) -> list[str]:
+        names: list[str] = []
+        for term in self._terms:
+            count = sum(name.partition("#")[0] == term.name for name in names)
+            names.append(term.name if not count else f"{term.name}#{count + 1}")
+        return names
+
+    def _prepare(self) -> None:
+        teacher_reads: Reads | None = None
+        for name, term in zip(self._names, self._terms, strict=True):
+            needs = term.objective.needs
+            self._reads |= needs.student
+            if needs.teacher is None:
+                continue
+            if self.teacher is None:
+                raise MismatchError(f"the objective {name} needs a teacher, and there is none: give one, or drop the objective")
+            teacher_reads = needs.teacher | (teacher_reads or needs.teacher)
+        check_paths(self.student, self._reads.features, "student")
+        self._asks_teacher = teacher_reads is not None
+        if self.teacher is not None:
+            self.teacher.prepare(teacher_reads or Reads(), self.task)
+
+    @torch.no_grad()
+    def bind(self, batch: Batch) -> None:
+        """Check both sides against one batch and let the objectives build their projectors; the student's statistics and the random state stay as they were."""
+        modes = {module: module.training for module in self.student.modules()}
+        self.student.eval()
+        try:
+            student = self._ask_student(batch)
+            teacher = self.teacher(batch, student) if self.teacher is not None and self._asks_teacher else None
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        for term in self._terms:
+            term.objective.bind(student, teacher, self.task, self._facts)
+        self._bound = True
+
+    def _ask_student(self, batch: Batch) -> Knowledge:
+        if not self._reads.features:
+            return self.task.forward(self.student, batch)
+        with Tap(self.student, self._reads.features, side="student") as tap:
+            said = self.task.forward(self.student, batch)
+        return Knowledge(said.outputs, dict(tap.features), said.mask)
+
+    def forward(self, batch: object, phase: str = "student") -> Losses:
+        read = self.task.batch(batch)
+        if not self._bound:
+            before = sum(1 for _ in self.parameters())
+            self.bind(read)
+            if sum(1 for _ in self.parameters()) != before:
+                raise MismatchError("an objective builds a projector, which the optimizer must hold from the start: give the scheme `example=` a batch")
+        student = self._ask_student(read)
+        teacher = self.teacher(read, student) if self.teacher is not None and self._asks_teacher else None
+        mask = student.mask
+        logits = student.main.logits
+        count = logits.new_tensor(float(logits[..., 0].numel()), dtype=torch.float32) if mask is None else mask.sum(dtype=torch.float32)
+        total: Tensor | None = None
+        parts: dict[str, Tensor] = {}
+        for name, term in zip(self._names, self._terms, strict=True):
+            each = term.objective(student, teacher, read)
+            if term.objective.batchwise:
+                summed = each * count
+            elif mask is None:
+                summed = each.sum()
+            else:
+                summed = torch.where(mask, each, each.new_zeros(())).sum()
+            parts[name] = summed.detach()
+            weighted = at(term.weight, term.objective.clock) * summed
+            total = weighted if total is None else total + weighted
+        assert total is not None
+        return Losses({"student": total}, count, parts)
+
+    def players(self) -> dict[str, list[nn.Parameter]]:
+        return {"student": [parameter for parameter in self.parameters() if parameter.requires_grad]}
+
+    def shipped(self) -> dict[str, nn.Module]:
+        student = self.student
+        for term in self._terms:
+            student = term.objective.graft(student)
+        return {"student": student}
+
+    def after_step(self) -> None:
+        if self.teacher is not None:
+            self.teacher.after_step(self.student)

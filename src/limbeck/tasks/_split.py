@@ -1,0 +1,70 @@
+"""Which example is trained on, validated on and tested on: stratified, by a seed.
+
+`labels [M]` are of all rows; a split is a sorted int64 tensor of row numbers.
+"""
+
+import torch
+from torch import Tensor
+
+from ..core.errors import DataError, RecipeError
+from ._hash import key, permutation
+
+__all__ = ["carve", "fold_rows", "subset_rows"]
+
+_FOLDS, _CARVE, _SUBSET = 1, 2, 3  # what a permutation is for, so that no two uses of one seed share a draw
+
+
+def _shuffled_by_class(labels: Tensor, rows: Tensor, seed: int, use: int) -> Tensor:
+    """Return `rows` in order of class, and in random order within a class."""
+    mixed = rows[permutation(len(rows), key(seed, use))]
+    return mixed[labels[mixed].argsort(stable=True)]
+
+
+def fold_rows(labels: Tensor, rows: Tensor, folds: int, fold: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return what is left and fold number `fold` of `folds`: a class's counts, and the folds' sizes, differ by one at most between folds.
+
+    Raises:
+        DataError: a class with a single example, which cannot be both trained on and tested on.
+    """
+    counts = labels[rows].bincount()
+    if (counts == 1).any():
+        raise DataError(
+            f"class {int((counts == 1).nonzero()[0])} has one example: it cannot be in training and in a test fold; add some, drop it, or give a test split"
+        )
+    if folds > len(rows):
+        raise RecipeError(f"folds is {folds}, and there are {len(rows)} examples: choose fewer folds")
+    dealt = _shuffled_by_class(labels, rows, seed, _FOLDS)
+    taken = torch.arange(len(dealt)) % folds == fold
+    return dealt[~taken].sort().values, dealt[taken].sort().values
+
+
+def carve(labels: Tensor, rows: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return what is left and `round(fraction * len(rows))` rows with the same mix of classes.
+
+    Each class gives the whole part of its share, those with the largest remainders one more. Every class keeps one example at least, so that many classes of a
+    single example make the carved part smaller.
+
+    Raises:
+        DataError: nothing would be carved.
+    """
+    want = round(fraction * len(rows))
+    counts = labels[rows].bincount()
+    share = fraction * counts.double()
+    most = (counts - 1).clamp(min=0)
+    give = share.floor().long().minimum(most)
+    for label in (share - share.floor()).argsort(descending=True, stable=True).tolist():
+        if int(give.sum()) < want and give[label] < most[label]:
+            give[label] += 1
+    if not int(give.sum()):
+        raise DataError(f"validation={fraction:g} of {len(rows)} training examples is none: raise it, or set it to 0 to validate on nothing")
+    dealt = _shuffled_by_class(labels, rows, seed, _CARVE)
+    place = torch.arange(len(dealt)) - (counts.cumsum(0) - counts)[labels[dealt]]  # of a row within its class
+    taken = place < give[labels[dealt]]
+    return dealt[~taken].sort().values, dealt[taken].sort().values
+
+
+def subset_rows(rows: Tensor, count: int, seed: int) -> Tensor:
+    """Return the first `count` rows of a seeded order: a smaller subset lies within a larger one."""
+    if count > len(rows):
+        raise DataError(f"subset is {count}, and the training split has {len(rows)} examples: choose that many or fewer")
+    return rows[permutation(len(rows), key(seed, _SUBSET))[:count]].sort().values

@@ -1,0 +1,169 @@
+"""Plain classification over a user's own loaders: one label for each example, cross-entropy, accuracy."""
+
+import math
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..core.errors import DataError, MismatchError, RecipeError, did_you_mean
+from ..core.files import digest
+from ..core.knowledge import Dense, Knowledge
+from ..core.task import Batch, Facts, Loader, Split, Task
+from ._adapter import UserLoader, as_batch, as_logits, batch_count
+
+_NO_LABEL = -(1 << 62)
+"""torch's cross-entropy passes over one label, -100 by default, and calls its loss zero: here that is some number nobody writes."""
+
+
+class Classify(Task):
+    """Plain classification over a user's own loaders; without any it is the task of a user's own loop.
+
+    `loss_n = w[y_n] * (logsumexp(logits_n) - logits_n[y_n])`, unreduced; a mean of it divides by the number of examples, not by the sum of their weights.
+
+    `loaders`: split -> a torch DataLoader or another iterable of batches that can be iterated again and again; what a batch may be says `batch`.
+
+    Args:
+        input: the field of a mapping that holds the input; "input" and "pixel_values" are found by themselves.
+        label: the field of a mapping that holds the labels; "label" and "labels" are found by themselves.
+        class_weight: one weight for each class, for the loss.
+        classes: how many classes there are, or "count" to read every training label once; class_weight and class_names say it as well.
+        class_names: one name for each class.
+
+    Raises:
+        DataError: a loader that can be iterated only once, or is empty, or labels out of range.
+        MismatchError: a batch or an output that is not what `batch` and `forward` describe.
+        RecipeError: weights or names that do not fit `classes`.
+    """
+
+    def __init__(
+        self,
+        loaders: Mapping[Split, Iterable[Any]] | None = None,
+        *,
+        input: str = "input",
+        label: str = "label",
+        class_weight: list[float] | None = None,
+        classes: int | Literal["count"] | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        self._loaders = dict(loaders or {})
+        for split, loader in self._loaders.items():
+            if split not in get_args(Split):
+                raise RecipeError(f"no split {split!r}{did_you_mean(split, get_args(Split))}")
+            if isinstance(loader, Iterator):
+                raise DataError(
+                    f"the {split} loader is a {type(loader).__name__}, which can be iterated only once: give a list, a DataLoader, or a class with __iter__"
+                )
+            if not isinstance(loader, Iterable):
+                raise DataError(f"the {split} loader is a {type(loader).__name__}, which cannot be iterated: give a DataLoader or another iterable of batches")
+        if self._loaders and "train" not in self._loaders:
+            raise RecipeError(f"there are loaders for {', '.join(self._loaders)} and none for train: give one")
+        told = [len(each) for each in (class_weight, class_names) if each is not None] + ([classes] if isinstance(classes, int) else [])
+        if len(set(told)) > 1 or (told and told[0] < 2):
+            raise RecipeError(f"class_weight, class_names and classes speak of {' and '.join(map(str, told))} classes; they must agree on 2 or more")
+        if class_weight is not None and (not all(math.isfinite(w) and w >= 0 for w in class_weight) or not any(class_weight)):
+            raise RecipeError(f"class_weight is {class_weight}; weights are finite numbers of zero or more, and one of them is above zero")
+        self._input, self._label, self._count, self._names = input, label, classes, class_names
+        self._classes = told[0] if told else None
+        self._weight = None if class_weight is None else torch.tensor(class_weight)
+        self._token = uuid.uuid4().hex
+
+    def batch(self, raw: object) -> Batch:
+        """Return what a loader gave as `{"input", "label"?, "id"?}`: `(x, y)`, `x`, or a mapping, also one of Hugging Face's (`pixel_values`, `labels`)."""
+        return as_batch(raw, input=self._input, label=self._label)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
+        """Call the model on the input; its logits `[N, C]` are its output, the output's `logits`, or the first of a tuple."""
+        x = batch["input"]
+        return Knowledge({"main": Dense(as_logits(model(x), len(x)))})
+
+    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
+        logits, labels = knowledge.main.logits, self._labels(batch)
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        weight = self._weight
+        if weight is not None:
+            if len(weight) != knowledge.main.classes:
+                raise MismatchError(f"class_weight has {len(weight)} weights, and the model gives {knowledge.main.classes} logits: give one for each")
+            weight = weight.to(logits)
+        try:
+            return F.cross_entropy(logits, labels, weight, reduction="none", ignore_index=_NO_LABEL)
+        except IndexError:  # what torch raises for a label out of range
+            self._check_range(labels, knowledge.main.classes)
+            raise
+
+    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
+        right = knowledge.main.logits.argmax(-1) == self._labels(batch)
+        return {"accuracy": right.float(), "loss": self.loss(knowledge, batch)}
+
+    @staticmethod
+    def _labels(batch: Batch) -> Tensor:
+        if "label" not in batch:
+            raise MismatchError(
+                f"the batch has no labels (fields {', '.join(batch)}), and the task's loss needs them: give (x, y), or name them, Classify(label=...)"
+            )
+        return batch["label"]
+
+    @staticmethod
+    def _check_range(labels: Tensor, classes: int) -> None:
+        low, high = (int(value) for value in labels.aminmax()) if len(labels) else (0, 0)
+        if low < 0 or high >= classes:
+            raise DataError(f"label {low if low < 0 else high} is out of range: there are {classes} classes, 0..{classes - 1}")
+
+    def _loader(self, split: Split) -> Iterable[Any]:
+        if split not in self._loaders:
+            raise DataError(f"there is no {split} loader; there are: {', '.join(self._loaders) or 'none'}: Classify({{{split!r}: ...}})")
+        return self._loaders[split]
+
+    def facts(self) -> Facts:
+        """What the first training batch shows: it is drawn once for this, and torch's random state, and the loader's own generator, are put back.
+
+        `examples` counts the data set of a torch DataLoader, and for another iterable takes every batch for as large as the first.
+
+        Raises:
+            DataError: nothing says how many classes there are, or a label is out of their range.
+        """
+        return self._facts
+
+    @cached_property
+    def _facts(self) -> Facts:
+        loader = self._loader("train")
+        batches = batch_count(loader, "train")
+        first = self._peek(loader)
+        classes = self._classes
+        if classes is None and self._count == "count":
+            with torch.random.fork_rng(devices=[]):
+                classes = max(int(self._labels(self.batch(raw)).max()) for raw in loader) + 1
+        if classes is None:
+            raise DataError('nothing says how many classes there are: Classify(loaders, classes=10), or classes="count" to read every training label once')
+        if "label" in first:
+            self._check_range(first["label"], classes)
+        names = tuple(self._names) if self._names is not None else tuple(str(label) for label in range(classes))
+        data = loader.dataset if isinstance(loader, DataLoader) else None
+        examples = len(data) if isinstance(data, Sized) else batches * len(first["input"])
+        return Facts(tuple(first["input"].shape[1:]), classes, names, examples, "label" in first)
+
+    def _peek(self, loader: Iterable[Any]) -> Batch:
+        own = loader.generator if isinstance(loader, DataLoader) else None
+        state = None if own is None else own.get_state()
+        with torch.random.fork_rng(devices=[]):
+            first = self.batch(next(iter(loader)))
+        if own is not None and state is not None:
+            own.set_state(state)
+        return first
+
+    def fingerprint(self) -> str:
+        """A digest that no other object has: limbeck cannot see what a user's loaders give, so nothing made with them is ever taken from a cache."""
+        return digest({"task": "classify", "token": self._token})
+
+    def loader(self, split: Split, *, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Loader:
+        """The user's own loader, whose batch size and order are its own: `batch_size` and `seed` do not change them."""
+        return UserLoader(self._loader(split), split, input=self._input, label=self._label, rank=rank, world=world, device=device)
+
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that have a loader; none in a user's own loop."""
+        return tuple(split for split in get_args(Split) if split in self._loaders)

@@ -1,0 +1,252 @@
+"""Classification of images that fit in memory: digits, MNIST and its kin, CIFAR, an npz, a folder of files."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from ..core.errors import DataError, RecipeError, did_you_mean
+from ..core.files import digest, sha256
+from ..core.knowledge import Knowledge
+from ..core.task import Batch, Facts, Loader, Split, Task
+from ._arrays import Arrays
+from ._augment import Augmentation, Crop, Flip, Shift, check_reach
+from ._cifar import CIFAR10, CIFAR100, read_cifar10, read_cifar100
+from ._digits import digits_file, read_digits
+from ._folder import find_images, read_folder
+from ._idx import idx_files, read_mnist
+from ._memory import Held, MemoryLoader, Norm
+from ._npz import read_npz
+from ._preprocess import prepare, statistics
+from ._split import carve, fold_rows, subset_rows
+from .classify import Classify
+
+__all__ = ["Augmentation", "Crop", "Flip", "Image", "Shift", "prepare"]
+
+Data = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "npz", "folder"]
+_FOLDERS = {"mnist": "mnist", "fashion-mnist": "fashion-mnist", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_FLOAT_BYTES = 4 << 30
+"""Images that would take more than this as float32 are kept as they were stored, and normalised batch by batch."""
+
+
+class _Source(NamedTuple):
+    """The files of a data set, by a name that does not depend on where they lie, and how to read them."""
+
+    files: dict[str, Path]
+    read: Callable[[], Arrays]
+
+
+class _Rows(NamedTuple):
+    """The rows of each split."""
+
+    train: Tensor
+    validation: Tensor | None
+    test: Tensor
+
+
+class Image(Task):
+    """Classification of images that fit in memory.
+
+    They are held as one tensor `[M, C, H, W]`, normalised once to `(raw / scale - mean) / std` with each channel's mean and deviation over the training split,
+    and batched by index on the fly. Above 4 GiB of float32 they stay as stored (uint8: a quarter of it) and each batch is normalised as it is made, with the
+    same result to the bit. A batch is `input [N, C, H, W]` float32, `label [N]` and `id [N]` int64; an id is the example's row: the training files' first,
+    then those of the test split.
+
+    Splits: `test` is the data's own test split, or fold number `fold` where it has none; `validation` is carved from the rest, and `train` is what is left.
+
+    Args:
+        data: digits (packed in scikit-learn), mnist, fashion-mnist, cifar10, cifar100, npz (x_train, y_train, x_test, y_test, or x, y) or folder (of image files
+            by class).
+        root: the folder that holds the data set's own folder (mnist, fashion-mnist, cifar-10-batches-py, cifar-100-python) or its files; the .npz itself;
+            the folder with train/CLASS/* (and test/CLASS/*) or CLASS/*.
+        validation: the fraction of the training data held back for validation, the same mix of classes; 0 for none.
+        folds: in how many folds data without a test split are cut.
+        fold: which of the folds, from 0, is the test split.
+        split_seed: the seed of folds, validation and subset.
+        subset: how many training examples to use, the first of a seeded order; all where it is not given.
+        augment: what is done to training images, in this order: {kind: shift, pixels}, {kind: crop, padding}, {kind: flip}.
+        normalize: bring each channel to mean 0 and deviation 1; else values are only divided by `scale`.
+        class_weight: balanced (n / (classes * n_c), whose mean over the training split is 1), or one weight for each class, for the loss.
+        size: height and width to which image files are brought, for a folder of images of several sizes.
+        labels: fine or coarse labels of cifar100.
+
+    Raises:
+        RecipeError: options that cannot be meant.
+        DataError: files that are missing or damaged, an empty split, a single class, labels out of range, values that are not finite.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: Data = "digits",
+        root: str | None = None,
+        validation: float = 0.1,
+        folds: int = 5,
+        fold: int = 0,
+        split_seed: int = 0,
+        subset: int | None = None,
+        augment: Sequence[Augmentation] = (),
+        normalize: bool = True,
+        class_weight: Literal["balanced"] | list[float] | None = None,
+        size: int | None = None,
+        labels: Literal["fine", "coarse"] = "fine",
+    ) -> None:
+        if data not in get_args(Data):
+            raise RecipeError(f"no data {data!r} for tasks.image{did_you_mean(data, get_args(Data))}")
+        if data == "digits" and root is not None:
+            raise RecipeError(f"root is {root!r}, and data 'digits' comes with scikit-learn: leave root out, or choose other data")
+        if data != "digits" and not root:
+            raise RecipeError(f"data {data!r} needs `root`: {'the .npz file' if data == 'npz' else 'the folder that holds the data'}")
+        if not 0 <= validation < 1:
+            raise RecipeError(f"validation is {validation:g}; it is a fraction of the training data, 0 or more and less than 1")
+        if folds < 2 or not 0 <= fold < folds:
+            raise RecipeError(f"fold is {fold} of {folds} folds; folds is 2 or more, and fold counts from 0 to folds - 1")
+        if subset is not None and subset < 1:
+            raise RecipeError(f"subset is {subset}; it is a number of training examples, 1 or more")
+        if size is not None and (data != "folder" or size < 1):
+            raise RecipeError(f"size is {size} for data {data!r}; it is a number of pixels, 1 or more, and only for data 'folder'")
+        if labels not in ("fine", "coarse") or (labels == "coarse" and data != "cifar100"):
+            raise RecipeError(f"labels is {labels!r} for data {data!r}; cifar100 has fine and coarse labels, other data have one kind")
+        try:
+            self._augment: list[Shift | Crop | Flip] = TypeAdapter(list[Augmentation]).validate_python(list(augment))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RecipeError(f"augment.{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}") from None
+        self._data: Data = data
+        self._root = Path(root or ".")
+        self._validation, self._folds, self._fold, self._seed, self._subset = validation, folds, fold, split_seed, subset
+        self._normalize, self._class_weight, self._size, self._fine = normalize, class_weight, size, labels
+        self._on: dict[torch.device, Held] = {}
+
+    @cached_property
+    def _source(self) -> _Source:
+        if self._data == "digits":
+            return _Source({"digits": digits_file()}, partial(read_digits, digits_file()))
+        if self._data == "npz":
+            if not self._root.is_file():
+                raise DataError(f"{self._root} is no file: for data 'npz' `root` is the .npz itself")
+            return _Source({"npz": self._root}, partial(read_npz, self._root))
+        if self._data == "folder":
+            tree = find_images(self._root)
+            return _Source({path.relative_to(self._root).as_posix(): path for path in tree.files}, partial(read_folder, tree, self._size))
+        inner = self._root / _FOLDERS[self._data]
+        folder = inner if inner.is_dir() else self._root
+        if not folder.is_dir():
+            raise DataError(f"{self._root} is no folder: set `root` to the folder that holds {inner.name}/")
+        if self._data in ("mnist", "fashion-mnist"):
+            files = idx_files(folder)
+            names = _FASHION if self._data == "fashion-mnist" else tuple("0123456789")
+            return _Source({path.name: path for path in files}, partial(read_mnist, files, names))
+        stems = CIFAR10 if self._data == "cifar10" else CIFAR100
+        files = [folder / stem for stem in stems]
+        for path in files:
+            if not path.is_file():
+                raise DataError(f"{path} is missing: {self._data} is the files {', '.join(stems)} in ROOT/{inner.name}/")
+        return _Source(
+            {path.name: path for path in files}, partial(read_cifar10, files) if self._data == "cifar10" else partial(read_cifar100, files, self._fine)
+        )
+
+    @cached_property
+    def _loaded(self) -> tuple[Facts, Held, _Rows]:
+        arrays = self._source.read()
+        labels = torch.from_numpy(arrays.labels)
+        rows = self._split(labels, arrays.tests)
+        _, channels, height, width = arrays.images.shape
+        check_reach(self._augment, height, width)
+        raw = torch.from_numpy(arrays.images)
+        mean, std = statistics(raw, rows.train, arrays.scale) if self._normalize else ([0.0] * channels, [1.0] * channels)
+        preprocess = {
+            "kind": "image", "mode": "L" if channels == 1 else "RGB", "size": [height, width], "scale": arrays.scale, "mean": mean, "std": std,
+        }  # fmt: skip
+        norm = Norm(arrays.scale, torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1))
+        if raw.numel() * 4 <= _FLOAT_BYTES:
+            fill = norm(torch.zeros(1, channels, 1, 1)).view(-1)
+            held = Held(norm(raw), labels, fill, None)
+        else:
+            held = Held(raw, labels, torch.zeros(channels, dtype=raw.dtype), norm)
+        facts = Facts((channels, height, width), len(arrays.names), arrays.names, len(rows.train), preprocess=preprocess)
+        return facts, held, rows
+
+    def _split(self, labels: Tensor, tests: int) -> _Rows:
+        everything = torch.arange(len(labels))
+        if tests:
+            if (self._fold, self._folds) != (0, 5):
+                raise RecipeError(f"folds and fold are for data without a test split, and data {self._data!r} in {self._root} have one: leave them out")
+            train, test = everything[:-tests], everything[-tests:]
+        else:
+            train, test = fold_rows(labels, everything, self._folds, self._fold, self._seed)
+        validation = None
+        if self._validation:
+            train, validation = carve(labels, train, self._validation, self._seed)
+        if self._subset is not None:
+            train = subset_rows(train, self._subset, self._seed)
+        return _Rows(train, validation, test)
+
+    @cached_property
+    def _plain(self) -> Classify:
+        weight = self._class_weight
+        if weight is None:
+            return Classify()
+        facts, held, rows = self._loaded
+        if isinstance(weight, list):
+            if len(weight) != facts.classes:
+                raise RecipeError(f"class_weight has {len(weight)} weights, and data {self._data!r} have {facts.classes} classes: give one for each")
+            return Classify(class_weight=weight)
+        counts = held.labels[rows.train].bincount(minlength=facts.classes).double()
+        balanced = torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
+        return Classify(class_weight=balanced.tolist())
+
+    def facts(self) -> Facts:
+        return self._loaded[0]
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the files' own and of every option that says what is made of them; where the files lie does not matter, nor do weights of the loss."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        options = [self._data, self._validation, self._folds, self._fold, self._seed, self._subset, self._normalize, self._size, self._fine]
+        steps = [step.model_dump() for step in self._augment]
+        files = hashlib.sha256()
+        for name, path in sorted(self._source.files.items()):
+            files.update(f"{name}\0{_hash(path)}\0".encode())
+        return digest({"task": "image", "options": options, "augment": steps, "files": files.hexdigest()})
+
+    def loader(self, split: Split, *, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Loader:
+        _, held, rows = self._loaded
+        chosen = {"train": rows.train, "validation": rows.validation, "test": rows.test}[split]
+        if chosen is None:
+            raise DataError("there is no validation split: set `validation` above 0")
+        if device is not None:
+            if device not in self._on:
+                self._on[device] = held.to(device)
+            held = self._on[device]
+        return MemoryLoader(held, chosen, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=self._augment)
+
+    def splits(self) -> tuple[Split, ...]:
+        return ("train", "validation", "test") if self._validation else ("train", "test")
+
+    def batch(self, raw: object) -> Batch:
+        return self._plain.batch(raw)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
+        return self._plain.forward(model, batch)
+
+    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
+        return self._plain.loss(knowledge, batch)
+
+    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
+        return self._plain.scores(knowledge, batch)
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None

@@ -1,0 +1,54 @@
+"""A trained model that stands still."""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ..core.knowledge import Knowledge, Reads
+from ..core.tap import Tap, check_paths
+from ..core.task import Batch, Task
+from ..core.teacher import Teacher
+
+
+class Frozen(Teacher):
+    """A trained model that stands still: always in eval mode, no dropout, no gradient.
+
+    The model moves between devices with the teacher, but is no submodule of it: it is in nobody's `parameters()`, in no checkpoint,
+    and out of reach of `train()`.
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = (model,)
+        self._reads = Reads()
+        self._task: Task | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        return self._model[0]
+
+    def prepare(self, reads: Reads, task: Task) -> None:
+        """Raises RecipeError for a layer that the model has not."""
+        check_paths(self.model, reads.features, "teacher")
+        self._reads, self._task = reads, task
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, student: Knowledge | None = None) -> Knowledge:
+        assert self._task is not None, "a teacher is prepared before it is asked"
+        if self.model.training:
+            self.model.eval()
+        if not self._reads.features:
+            return self._task.forward(self.model, batch)
+        with Tap(self.model, self._reads.features, side="teacher") as tap:
+            said = self._task.forward(self.model, batch)
+        return Knowledge(said.outputs, dict(tap.features), said.mask)
+
+    def after_step(self, student: nn.Module) -> None:
+        """A frozen teacher does not follow."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.model._apply(fn, recurse)
+        return super()._apply(fn, recurse)

@@ -1,0 +1,1 @@
+"""On which inputs the student is taught."""
