@@ -55,7 +55,7 @@ def test_decay_in_whole_steps(epoch: float, value: float):
 
 def test_decay_counts_every_step_that_has_passed_though_floats_round():
     decay = Decay(start=1, factor=0.5, every=0.1)
-    assert [at(decay, Clock(i * 0.1, 10)) for i in range(60)] == [pytest.approx(0.5**i) for i in range(60)]
+    assert [at(decay, Clock(i / 10, 10)) for i in range(60)] == [pytest.approx(0.5**i) for i in range(60)]
 
 
 @pytest.mark.parametrize("schedule", [Linear(start=2, end=3), Cosine(start=2, end=3)])
@@ -123,6 +123,6 @@ def test_a_schedule_that_cannot_be_meant_is_refused(kind: type[pydantic.BaseMode
 
 def test_schedules_are_values():
     assert Linear(start=1, end=2) == Linear(start=1, end=2)
-    assert len({Linear(start=1), Linear(start=1), Linear(start=2)}) == 2
+    assert hash(Linear(start=1)) == hash(Linear(start=1)) != hash(Linear(start=2))
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         Linear().start = 3  # pyright: ignore[reportAttributeAccessIssue]

@@ -70,19 +70,25 @@ def _reliability(seed: int) -> list[dict[str, Any]]:
     draw, bins = random.Random(seed), []
     for at, count in enumerate([0, 0, 1, 3, 4, 7, 9, 14, 32, 290]):
         low = at / 10
-        bins.append({"low": low, "high": low + 0.1, "confidence": low + 0.06, "accuracy": min(1.0, max(0.0, low + 0.06 + draw.uniform(-0.2, 0.12))), "count": count})
+        bins.append(
+            {"low": low, "high": low + 0.1, "confidence": low + 0.06, "accuracy": min(1.0, max(0.0, low + 0.06 + draw.uniform(-0.2, 0.12))), "count": count}
+        )
     return bins
 
 
 def files() -> dict[str, Any]:
     """Every file of a realistic run, by its path in the run's folder."""
-    stage = {
-        "teacher": {"kind": "train", "seconds": 31.2, "metrics": {**_quality(351, 360, 0.011), **_trained(0.993, 0.990, 24), "parameters": 1_184_010, "macs": 38_512_000, "file_bytes": 4_741_204}},
-        "alone": {"kind": "train", "seconds": 9.1, "metrics": {**_quality(344, 343, 0.027), **_trained(0.972, 0.969, 29), "parameters": 96_234, "macs": 1_204_000, "file_bytes": 388_100}},
-        "student": {"kind": "distill", "seconds": 10.4, "metrics": {**_quality(349, 352, 0.019), **_trained(0.986, 0.983, 27), "parameters": 96_234, "macs": 1_204_000, "file_bytes": 388_100}},
-        "shipped": {"kind": "export", "seconds": 3.2, "metrics": {**_quality(349, 352, 0.019), "parameters": 96_234, "macs": 1_204_000, "file_bytes": 391_870, "parity_max_abs": 2.1e-6, "parity_max_rel": 3.3e-5, "parity_cosine": 1.0, "parity_agreement": 1.0, "parity_inputs": 256}},
-        "int8": {"kind": "quantize", "seconds": 2.1, "metrics": {**_quality(348, 351, 0.021), "parameters": 96_234, "file_bytes": 109_400, "parity_max_abs": 0.41, "parity_cosine": 0.99932, "parity_agreement": 0.9972, "parity_sqnr_db": 28.7, "parity_inputs": 360}},
-    }  # fmt: skip
+    big = {"parameters": 1_184_010, "macs": 38_512_000, "file_bytes": 4_741_204}
+    small = {"parameters": 96_234, "macs": 1_204_000, "file_bytes": 388_100}
+    exact = {"parity_max_abs": 2.1e-6, "parity_max_rel": 3.3e-5, "parity_cosine": 1.0, "parity_agreement": 1.0, "parity_inputs": 256}
+    near = {"parity_max_abs": 0.41, "parity_cosine": 0.99932, "parity_agreement": 0.9972, "parity_sqnr_db": 28.7, "parity_inputs": 360}
+    stage: dict[str, dict[str, Any]] = {
+        "teacher": {"kind": "train", "seconds": 31.2, "metrics": {**_quality(351, 360, 0.011), **_trained(0.993, 0.990, 24), **big}},
+        "alone": {"kind": "train", "seconds": 9.1, "metrics": {**_quality(344, 343, 0.027), **_trained(0.972, 0.969, 29), **small}},
+        "student": {"kind": "distill", "seconds": 10.4, "metrics": {**_quality(349, 352, 0.019), **_trained(0.986, 0.983, 27), **small}},
+        "shipped": {"kind": "export", "seconds": 3.2, "metrics": {**_quality(349, 352, 0.019), **small, "file_bytes": 391_870, **exact}},
+        "int8": {"kind": "quantize", "seconds": 2.1, "metrics": {**_quality(348, 351, 0.021), "parameters": 96_234, "file_bytes": 109_400, **near}},
+    }
     for name, each in stage.items():
         each |= {"artifact": f"stages/{name}", "reused": name == "teacher"}
     run = {
@@ -92,8 +98,18 @@ def files() -> dict[str, Any]:
         "roles": {name: name for name in stage}, "stages": stage,
     }  # fmt: skip
     totals = [35, 36, 35, 37, 36, 37, 37, 36, 33, 38]
-    hits = {"teacher": [35, 34, 35, 36, 36, 36, 37, 36, 30, 36], "alone": [35, 33, 35, 35, 35, 35, 37, 35, 30, 34], "student": [35, 35, 35, 35, 36, 36, 36, 36, 29, 36]}
-    models = {name: {"per_class": [{"correct": c, "total": t} for c, t in zip(hits.get(name, hits["student"]), totals, strict=True)], "reliability": _reliability(at)} for at, name in enumerate(stage)}  # fmt: skip
+    hits = {
+        "teacher": [35, 34, 35, 36, 36, 36, 37, 36, 30, 36],
+        "alone": [35, 33, 35, 35, 35, 35, 37, 35, 30, 34],
+        "student": [35, 35, 35, 35, 36, 36, 36, 36, 29, 36],
+    }
+    models = {
+        name: {
+            "per_class": [{"correct": right, "total": total} for right, total in zip(hits.get(name, hits["student"]), totals, strict=True)],
+            "reliability": _reliability(at),
+        }
+        for at, name in enumerate(stage)
+    }
     fidelity = {
         "split": "test", "examples": N, "class_names": [str(digit) for digit in range(10)], "models": models,
         "pairs": [
@@ -103,7 +119,10 @@ def files() -> dict[str, Any]:
         ],
     }  # fmt: skip
     measurement = {
-        "machine": {"cpu_model": "Intel(R) Xeon(R) Platinum 8481C", "cores": 2, "cpu_flags": ["avx2", "avx512f", "avx512_vnni"], "load_average": [0.41, 0.32, 0.30], "platform": "Linux 6.1 x86_64"},
+        "machine": {
+            "cpu_model": "Intel(R) Xeon(R) Platinum 8481C", "cores": 2, "cpu_flags": ["avx2", "avx512f", "avx512_vnni"],
+            "load_average": [0.41, 0.32, 0.30], "platform": "Linux 6.1 x86_64",
+        },
         "threads": 1,
         "models": {"teacher": _speed(0.492, 3310, 118_000_000), "shipped": _speed(0.1201, 14_200, 71_000_000), "int8": _speed(0.0713, 22_900, 68_000_000)},
         "ratios": [
@@ -115,7 +134,10 @@ def files() -> dict[str, Any]:
     }  # fmt: skip
     histories = {"teacher": _history(0.99, 1, 1.0), "alone": _history(0.968, 2, 1.2), "student": _history(0.984, 3, 4.5)}
     lineages = {
-        name: {"stage_hash": f"{at}f3a" * 16, "parents": {"teacher": "ab12" * 16} if name == "student" else {}, "seed": 0, "data_fingerprint": "9c0e" * 16, "versions": {"limbeck": "0.1.0", "torch": "2.13.0"}}
+        name: {
+            "stage_hash": f"{at}f3a" * 16, "parents": {"teacher": "ab12" * 16} if name == "student" else {}, "seed": 0,
+            "data_fingerprint": "9c0e" * 16, "versions": {"limbeck": "0.1.0", "torch": "2.13.0"},
+        }
         for at, name in enumerate(stage)
     }  # fmt: skip
     return {

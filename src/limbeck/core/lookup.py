@@ -267,7 +267,10 @@ def source_digest(kind: str) -> str:
 
     module = _module_of(kind)
     first, *rest = module.split(".")
-    spec = importlib.util.find_spec(first)
+    try:
+        spec = importlib.util.find_spec(first)
+    except ValueError:  # a module without a file, `__main__` of a notebook
+        spec = None
     for piece in rest:  # `find_spec` of a dotted name would import the packages above it
         spec = importlib.machinery.PathFinder.find_spec(piece, list(spec.submodule_search_locations or ())) if spec else None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():

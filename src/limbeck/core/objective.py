@@ -1,7 +1,7 @@
 """An objective: what the student must match, and by how much it misses."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -22,6 +22,8 @@ class Objective(nn.Module, ABC):
     """
 
     batchwise: bool = False
+    perfect: Literal["zero", "stationary", "no"] = "zero"
+    """What a student identical to the teacher costs: nothing, with a zero gradient; only a zero gradient; or neither."""
     clock: Clock = Clock()
 
     @property

@@ -27,18 +27,25 @@ def evaluate(model: nn.Module, task: Task, split: Split, runtime: Runtime, *, ba
     modes = {module: module.training for module in model.modules()}
     model.eval()
     sums: dict[str, Tensor] = {}
-    count = torch.zeros((), dtype=torch.float64, device=runtime.device)
-    loader = task.loader(split, batch_size=batch_size, rank=runtime.rank, world=runtime.world, device=runtime.device)
-    for raw in loader.batches(0):
-        batch, counted = task.batch(raw), 0
-        for name, score in task.scores(task.forward(model, batch), batch).items():
+    count = 0
+
+    def scores(raw: object) -> dict[str, Tensor]:
+        batch = task.batch(raw)
+        return task.scores(task.forward(model, batch), batch)
+
+    for raw in task.loader(split, batch_size=batch_size, rank=runtime.rank, world=runtime.world, device=runtime.device).batches(0):
+        found = scores(raw)
+        for name, score in found.items():
             sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=runtime.device)) + score.sum(dtype=torch.float64)
-            counted = score.numel()
-        count += counted
+        count += next(iter(found.values())).numel()
+    if not sums:  # fewer batches than ranks: this one adds nothing, but must name what the others sum
+        first = next(iter(task.loader(split, batch_size=batch_size, device=runtime.device).batches(0)))
+        sums = {name: torch.zeros((), dtype=torch.float64, device=runtime.device) for name in scores(first)}
     for module, mode in modes.items():
         module.training = mode
     names = sorted(sums)
-    total = runtime.sum(torch.stack([count, *(sums[name] for name in names)])).tolist()
+    counted = torch.tensor(float(count), dtype=torch.float64, device=runtime.device)
+    total = runtime.sum(torch.stack([counted, *(sums[name] for name in names)])).tolist()
     return {name: value / total[0] for name, value in zip(names, total[1:], strict=True)}
 
 

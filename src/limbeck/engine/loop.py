@@ -5,10 +5,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -90,126 +90,155 @@ def fit(
         TrainingError: a loss or a gradient that is not finite, with the step and the part.
         Interrupted: Ctrl-C; the state is saved first.
     """
-    setup = runtime.setup(scheme, optimizers(scheme, plan))
-    steps, position = steps_per_epoch(loader, plan), Position()
-    if work is not None and (path := checkpoint.latest(work.checkpoints)) is not None:
-        position = checkpoint.restore(path, setup, runtime)
+    steps = steps_per_epoch(loader, plan)
+    run = _Run(runtime.setup(scheme, optimizers(scheme, plan)), task, loader, plan, runtime, work, listener, stage, steps)
     if work is not None:
-        runtime.open_logs(work.logs, position.step, tensorboard=work.tensorboard)
+        if (path := checkpoint.latest(work.checkpoints)) is not None:
+            run.position = checkpoint.restore(path, run.setup, runtime)
+        runtime.open_logs(work.logs, run.position.step, tensorboard=work.tensorboard)
     if runtime.world > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in scheme.modules()):
         listener(Note(f"{runtime.world} processes: batch norm uses each one's own statistics", stage))
     best: dict[str, dict[str, Tensor]] = {}
-    with _asked_to_stop() as stop:
-        while position.epoch < plan.epochs and not (plan.early_stopping and position.stale >= plan.early_stopping):
-            _epoch(setup, loader, plan, runtime, position, steps, work, listener, stage, stop)
-            improved = _evaluate(scheme, task, runtime, position, steps, plan)
-            if improved:
+    with _asked_to_stop() as run.stop:
+        while run.position.epoch < plan.epochs and not (plan.early_stopping and run.position.stale >= plan.early_stopping):
+            _epoch(run)
+            if _evaluate(run):
                 best = {player: _weights(model) for player, model in scheme.shipped().items()}
-            if work is not None:
-                if improved and runtime.is_main:
-                    for player, weights in best.items():
-                        with atomic_folder(work.best(player)) as scratch:
-                            save_file(weights, scratch / "model.safetensors")
-                checkpoint.save(work.checkpoints, position, setup, runtime, plan.keep)
-            row = position.history[-1]
-            runtime.log({name: value for name, value in row.items() if name not in ("epoch", "parts")} | row["parts"], position.step)
-            listener(EpochDone(stage, position.epoch, plan.epochs, {name: value for name, value in row.items() if name not in ("epoch", "parts")}))
+                _keep_best(run, best)
+            run.save()
+            row = run.position.history[-1]
+            figures = {name: value for name, value in row.items() if name not in ("epoch", "parts")}
+            runtime.log(figures | row["parts"], run.position.step)
+            listener(EpochDone(stage, run.position.epoch, plan.epochs, figures))
     runtime.close_logs()
-    if not best and work is not None and position.best_epoch:
+    if not best and work is not None:
         best = {player: load_file(work.best(player) / "model.safetensors") for player in scheme.shipped()}
-    return Fit(position.history, position.step, position.best_epoch, best)
+    return Fit(run.position.history, run.position.step, run.position.best_epoch, best)
 
 
-def _epoch(
-    setup: Setup, loader: Loader, plan: Training, runtime: Runtime, position: Position, steps: int, work: Work | None, listener: Listener, stage: str,
-    stop: threading.Event,
-) -> None:  # fmt: skip
-    scheme, total = setup.scheme, plan.epochs * steps
+@dataclass
+class _Run:
+    """What the parts of the loop share."""
+
+    setup: Setup
+    task: Task
+    loader: Loader
+    plan: Training
+    runtime: Runtime
+    work: Work | None
+    listener: Listener
+    stage: str
+    steps: int
+    position: Position = field(default_factory=Position)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def save(self) -> None:
+        if self.work is not None:
+            checkpoint.save(self.work.checkpoints, self.position, self.setup, self.runtime, self.plan.keep)
+
+    def mean(self, name: str) -> float:
+        """The mean of a loss over the epoch so far."""
+        summed, counted = self.position.sums[name]
+        return summed / max(counted, 1.0)
+
+
+def _epoch(run: _Run) -> None:
+    """Run the rest of an epoch."""
+    position, plan, scheme, total = run.position, run.plan, run.setup.scheme, run.plan.epochs * run.steps
+    seen: list[_Seen] = []
     scheme.train()
-    seen: list[tuple[int, dict[str, Tensor], Tensor]] = []
-    batches = loader.batches(position.epoch, skip=position.micro)
-    for _ in range(position.micro // plan.accumulate, steps):
+    batches = run.loader.batches(position.epoch, skip=position.micro)
+    for _ in range(position.micro // plan.accumulate, run.steps):
         micro = list(islice(batches, plan.accumulate))
-        done = position.step / steps
-        scheme.at(done, plan.epochs)
+        epoch = position.step / run.steps
+        scheme.at(epoch, plan.epochs)
         for phase in scheme.phases:
-            for group in setup.optimizers[phase].param_groups:
-                group["lr"] = group.setdefault("height", group["lr"]) * rate(plan.schedule, done, plan.epochs)
-            parts, count = _step(setup, micro, phase, plan, runtime)
-            seen.append((position.step + 1, parts, count))
+            for group in run.setup.optimizers[phase].param_groups:
+                group["lr"] = group.setdefault("height", group["lr"]) * rate(plan.schedule, epoch, plan.epochs)
+            seen.append(_Seen(position.step + 1, *_step(run, micro, phase)))
         scheme.after_step()
         position.step += 1
         position.micro += plan.accumulate
-        if len(seen) >= LOOK_EVERY * len(scheme.phases) or position.micro >= steps * plan.accumulate:
-            _look(seen, position, runtime, stage)
-            listener(Progress(stage, position.step, total, {"loss": _mean(position, "loss")} | _last(position)))
-        if _everyone_stops(stop, runtime, looked=not seen):
-            _look(seen, position, runtime, stage)
-            if work is not None:
-                checkpoint.save(work.checkpoints, position, setup, runtime, plan.keep)
-            saved = "; the state is saved: run the same command again to go on" if work is not None else ""
-            raise Interrupted(f"interrupted at step {position.step} of {total} of {stage}{saved}")
+        if len(seen) >= LOOK_EVERY * len(scheme.phases) or position.micro >= run.steps * plan.accumulate:
+            _look(run, seen)
+            shown = {name: value for name, value in (position.history or [{}])[-1].items() if name.startswith("validation_")}
+            run.listener(Progress(run.stage, position.step, total, {"loss": run.mean("loss"), **shown}))
+        if _everyone_stops(run, looked=not seen):
+            _look(run, seen)
+            run.save()
+            saved = "; the state is saved: run the same command again to go on" if run.work is not None else ""
+            raise Interrupted(f"interrupted at step {position.step} of {total} of {run.stage}{saved}")
     position.epoch += 1
     position.micro = 0
 
 
-def _everyone_stops(stop: threading.Event, runtime: Runtime, *, looked: bool) -> bool:
-    """Say whether a person asked to stop; ranks agree on it, at the steps at which they look."""
-    if runtime.world == 1:
-        return stop.is_set()
-    return looked and bool(runtime.sum(torch.tensor(float(stop.is_set()), device=runtime.device)).item())
+class _Seen(NamedTuple):
+    """What a step cost: each part's sum over the step's valid predictions, and how many those were."""
+
+    step: int
+    parts: dict[str, Tensor]
+    valid: Tensor
 
 
-def _step(setup: Setup, micro: list[Batch], phase: str, plan: Training, runtime: Runtime) -> tuple[dict[str, Tensor], Tensor]:
+def _step(run: _Run, micro: list[Batch], phase: str) -> tuple[dict[str, Tensor], Tensor]:
     """Take one optimizer step of one player: forward and backward over the micro-batches, one division by the count over all of them and all ranks."""
-    optimizer = setup.optimizers[phase]
+    runtime, optimizer = run.runtime, run.setup.optimizers[phase]
     alone = len(micro) == 1 and runtime.world == 1
     parts: dict[str, Tensor] = {}
     count: Tensor | None = None
     for index, batch in enumerate(micro):
-        with runtime.no_sync(setup, enabled=index < len(micro) - 1):
-            losses: Losses = setup.wrapped(batch, phase)
-            runtime.backward(losses.loss if alone else losses.sums[phase] / plan.batch_size)
+        with runtime.no_sync(run.setup, enabled=index < len(micro) - 1):
+            losses: Losses = run.setup.wrapped(batch, phase)
+            # One division by the true count for a single batch; else a constant now, and the true count over all micro-batches and ranks below.
+            runtime.backward(losses.sums[phase] / (losses.count.clamp(min=1) if alone else run.plan.batch_size))
         count = losses.count if count is None else count + losses.count
         for name, value in {**losses.parts, "loss": losses.sums[phase].detach()}.items():
             parts[name] = parts[name] + value if name in parts else value
     assert count is not None
     if not alone:
-        factor = plan.batch_size * runtime.world / runtime.sum(count.clone()).clamp(min=1)
-        for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+        factor = run.plan.batch_size * runtime.world / runtime.sum(count.clone()).clamp(min=1)
+        for parameter in (one for group in optimizer.param_groups for one in group["params"] if one.grad is not None):
             parameter.grad.mul_(factor)
-    if plan.clip is not None:
-        parts["gradient_norm"] = runtime.clip(setup, phase, plan.clip) * count
+    if run.plan.clip is not None:
+        parts["gradient_norm"] = runtime.clip(run.setup, phase, run.plan.clip) * count
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return parts, count
 
 
-def _look(seen: list[tuple[int, dict[str, Tensor], Tensor]], position: Position, runtime: Runtime, stage: str) -> None:
+def _look(run: _Run, seen: list[_Seen]) -> None:
     """Bring the losses of the last steps to the host: refuse what is not finite, add the rest to the epoch's sums."""
-    for names in dict.fromkeys(tuple(parts) for _, parts, _ in seen):
-        rows = [(step, parts, count) for step, parts, count in seen if tuple(parts) == names]
-        table = runtime.sum(torch.stack([torch.stack([count, *(part.float() for part in parts.values())]) for _, parts, count in rows])).tolist()
-        for (step, _, _), (count, *values) in zip(rows, table, strict=True):
+    for names in dict.fromkeys(tuple(one.parts) for one in seen):
+        rows = [one for one in seen if tuple(one.parts) == names]
+        table = run.runtime.sum(torch.stack([torch.stack([one.valid, *(part.float() for part in one.parts.values())]) for one in rows])).tolist()
+        for one, (count, *values) in zip(rows, table, strict=True):
             for name, value in zip(names, values, strict=True):
                 if not math.isfinite(value):
                     raise TrainingError(
-                        f"{name.replace('_', ' ')} of {stage} is {value} at step {step}: "
+                        f"{name.replace('_', ' ')} of {run.stage} is {value} at step {one.step}: "
                         "look for a learning rate that is too high or data that are not finite; the last good checkpoint is kept"
                     )
-                summed, counted = position.sums.get(name, (0.0, 0.0))
-                position.sums[name] = (summed + value, counted + count)
+                summed, counted = run.position.sums.get(name, (0.0, 0.0))
+                run.position.sums[name] = (summed + value, counted + count)
     seen.clear()
 
 
-def _evaluate(scheme: Scheme, task: Task, runtime: Runtime, position: Position, steps: int, plan: Training) -> bool:
+def _everyone_stops(run: _Run, *, looked: bool) -> bool:
+    """Say whether a person asked to stop; ranks agree on it, at the steps at which they look."""
+    if run.runtime.world == 1:
+        return run.stop.is_set()
+    return looked and bool(run.runtime.sum(torch.tensor(float(run.stop.is_set()), device=run.runtime.device)).item())
+
+
+def _evaluate(run: _Run) -> bool:
     """Close an epoch: write its row, and say whether it is the best so far; without a validation split the last always is."""
-    means = {name: _mean(position, name) for name in position.sums}
+    position, plan, task = run.position, run.plan, run.task
+    means = {name: run.mean(name) for name in position.sums}
     position.sums = {}
     row: dict[str, Any] = {
         "epoch": position.epoch,
         "step": position.step,
-        "lr": rate(plan.schedule, (position.step - 1) / steps, plan.epochs) * plan.optimizer.lr,
+        "lr": rate(plan.schedule, (position.step - 1) / run.steps, plan.epochs) * plan.optimizer.lr,
         "train_loss": means.pop("loss"),
     }
     if (norm := means.pop("gradient_norm", None)) is not None:
@@ -219,25 +248,25 @@ def _evaluate(scheme: Scheme, task: Task, runtime: Runtime, position: Position, 
     if "validation" not in task.splits():
         position.best_epoch = position.epoch
         return True
-    for player, model in scheme.shipped().items():
-        prefix = "validation_" if len(scheme.shipped()) == 1 else f"validation_{player}_"
-        row |= {f"{prefix}{name}": value for name, value in evaluate(model, task, "validation", runtime).items()}
-    names = [name for name in row if name.startswith("validation_") and name.endswith(f"_{task.metric}")]
-    reached = sum(row[name] for name in names) / len(names)
-    if position.best is None or (reached > position.best if task.higher_is_better else reached < position.best):
-        position.best, position.best_epoch, position.stale = reached, position.epoch, 0
+    shipped = run.setup.scheme.shipped()
+    for player, model in shipped.items():
+        prefix = "validation_" if len(shipped) == 1 else f"validation_{player}_"
+        row |= {f"{prefix}{name}": value for name, value in evaluate(model, task, "validation", run.runtime).items()}
+    reached = [row[name] for name in row if name.startswith("validation_") and name.endswith(f"_{task.metric}")]
+    mean = sum(reached) / len(reached)
+    if position.best is None or (mean > position.best if task.higher_is_better else mean < position.best):
+        position.best, position.best_epoch, position.stale = mean, position.epoch, 0
         return True
     position.stale += 1
     return False
 
 
-def _mean(position: Position, name: str) -> float:
-    summed, counted = position.sums[name]
-    return summed / max(counted, 1.0)
-
-
-def _last(position: Position) -> dict[str, float]:
-    return {name: value for name, value in (position.history or [{}])[-1].items() if name.startswith("validation_")}
+def _keep_best(run: _Run, best: dict[str, dict[str, Tensor]]) -> None:
+    if run.work is None or not run.runtime.is_main:
+        return
+    for player, weights in best.items():
+        with atomic_folder(run.work.best(player)) as scratch:
+            save_file(weights, scratch / "model.safetensors")
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import logging
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.csv_logs import CSVLogger
 from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from lightning_fabric.strategies import DDPStrategy
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
-from torch import Tensor
+from torch import Tensor, multiprocessing
+from torch.multiprocessing.spawn import ProcessException
 
-from ..core.errors import LimbeckError, MismatchError, MissingDependency
+from ..core.errors import Interrupted, LimbeckError, MismatchError, MissingDependency
+from ..core.events import Listener
 from ..core.scheme import Scheme
 
 __all__ = ["Accelerator", "Runtime", "Setup"]
@@ -41,25 +45,69 @@ class Runtime:
     """Devices, ranks, precision and logs; `launch` starts one process per device and hands each its own.
 
     Raises:
-        MismatchError: an accelerator was asked for that is not there: none is taken in its place.
+        MismatchError: an accelerator or a precision was asked for that is not there: none is taken in its place.
     """
 
     def __init__(self, *, accelerator: Accelerator = "cpu", devices: int = 1, precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true") -> None:
-        if accelerator == "cuda" and torch.cuda.device_count() < devices:
-            raise MismatchError(f"{devices} CUDA devices were asked for, and torch sees {torch.cuda.device_count()}: take accelerator: cpu, or fewer devices")
-        strategy = "auto" if devices == 1 else "ddp_spawn"
-        self.fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
+        found = {"cpu": devices, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        taken = next((kind for kind in ("cuda", "mps") if found[kind]), "cpu") if accelerator == "auto" else accelerator
+        if found[taken] < devices:
+            raise MismatchError(f"{devices} {taken} devices were asked for, and torch sees {found[taken]}: take accelerator: cpu, or fewer devices")
+        if precision == "16-mixed" and taken == "cpu":
+            raise MismatchError("precision 16-mixed needs a GPU, and this runs on the CPU: take precision: bf16-mixed, or 32-true")
+        # a layer that no objective reads (the head, when only hints are matched) gets no gradient: DDP must look for such
+        strategy = "auto" if devices == 1 else DDPStrategy(start_method="spawn", find_unused_parameters=True)
+        self.fabric = Fabric(accelerator=taken, devices=devices, strategy=strategy, precision=precision)
         self._loggers: list[Logger] = []
 
+    @property
+    def _spawns(self) -> bool:
+        return self.fabric.strategy.launcher is not None
+
     def launch(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Run `work(runtime, *args)` in one process per device, in this one for a single device; return what rank 0 returned."""
-        if self.fabric.strategy.launcher is None:
+        """Run `work(runtime, *args)` in one process per device, in this one for a single device; return what rank 0 returned.
+
+        What any rank raises of limbeck's own errors is raised here.
+        """
+        if not self._spawns:
             return work(self, *args)
-        with _left_to_the_ranks():
-            answer = self.fabric.launch(partial(_on_rank, self, work), *args)
-        if isinstance(answer, LimbeckError):
-            raise answer
+        errors = multiprocessing.get_context("spawn").SimpleQueue()
+        with _left_to_the_ranks() as asked:
+            try:
+                answer = self.fabric.launch(partial(_on_rank, self, work, errors, args))
+            except ProcessException:
+                if not errors.empty():
+                    raise errors.get() from None  # the other ranks failed because this one was gone
+                if asked.is_set():
+                    raise Interrupted("interrupted before the first step") from None
+                raise
+        if not errors.empty():
+            raise errors.get()
         return answer
+
+    @contextmanager
+    def relayed(self, listener: Listener) -> Iterator[Listener]:
+        """Give a listener that can be handed to `launch`: whichever process it is called in, `listener` hears it in this one, in order."""
+        if not self._spawns:
+            yield listener
+            return
+        reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
+
+        def hear() -> None:
+            with reader:
+                try:
+                    while True:
+                        listener(reader.recv())
+                except EOFError:  # every process that could speak is gone
+                    return
+
+        ear = threading.Thread(target=hear, daemon=True)
+        ear.start()
+        try:
+            yield writer.send
+        finally:
+            writer.close()
+            ear.join()
 
     @property
     def device(self) -> torch.device:
@@ -144,22 +192,26 @@ class Runtime:
         self._loggers.clear()
 
 
-def _on_rank(runtime: Runtime, work: Callable[..., Any], fabric: Fabric, *args: Any) -> Any:
+def _on_rank(runtime: Runtime, work: Callable[..., Any], errors: Any, args: tuple[Any, ...], fabric: Fabric) -> Any:
     runtime.fabric = fabric
+    warnings.filterwarnings("ignore", r"find_unused_parameters=True was specified in DDP constructor, but did not find any", UserWarning)
     try:
         return work(runtime, *args)
     except LimbeckError as error:
-        return error
+        errors.put(error)
+    except KeyboardInterrupt:
+        errors.put(Interrupted("interrupted outside of training: run the same command again to go on"))
 
 
 @contextmanager
-def _left_to_the_ranks() -> Iterator[None]:
-    """Leave Ctrl-C to the processes that train: they save and come back."""
+def _left_to_the_ranks() -> Iterator[threading.Event]:
+    """Leave Ctrl-C to the processes that train: they save and come back; say whether it was pressed."""
+    asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield asked
         return
-    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: asked.set())
     try:
-        yield
+        yield asked
     finally:
         signal.signal(signal.SIGINT, before)

@@ -38,10 +38,10 @@ INT8 = Tolerance(agreement=0.97, sqnr_db=10.0)
 class Parity:
     """How far an exported file is from its model, over `inputs` examples.
 
-    `max_abs`: max |a - b|. `max_rel`: max |a - b| / max(|a|, floor), the floor being 1e-3 max |a|, so that a logit that happens to be near zero does
-    not decide. `cosine`: the least over examples. `agreement`: the share of examples with the same top class. `sqnr_db`: 10 log10(sum a^2 / sum (a - b)^2),
-    infinite for equal outputs. `scale`: max |a|. `worst`: example, class, a and b where |a - b| is largest; `flipped`: the first example whose
-    top class differs, with both classes.
+    `max_abs`: max |a - b|. `max_rel`: max |a - b| / max(|a|, floor), the floor being 1e-3 max |a| (1e-3 where every a is zero), so that a logit that
+    happens to be near zero does not decide. `cosine`: the least over examples. `agreement`: the share of examples with the same top class.
+    `sqnr_db`: 10 log10(sum a^2 / sum (a - b)^2), infinite for equal outputs. `scale`: max |a|. `worst`: example, class, a and b where |a - b| is largest;
+    `flipped`: the first example whose top class differs, with both classes.
     """
 
     inputs: int
@@ -111,7 +111,7 @@ def parity(reference: Tensor, exported: Tensor, *, quantized: bool = False, outp
                 f"output {output!r} is {values[example, column].item()} in the {side} at example {example}, class {column}: nothing agrees with that"
             )
     gap, scale = (a - b).abs(), a.abs().max().item()
-    floor = max(_FLOOR * scale, torch.finfo(torch.float64).tiny)
+    floor = _FLOOR * (scale or 1.0)
     row, column = divmod(int(gap.argmax()), gap.shape[1])
     ours, theirs = a.argmax(1), b.argmax(1)
     differs = (ours != theirs).nonzero().flatten()

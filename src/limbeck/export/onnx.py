@@ -104,7 +104,10 @@ def _trace(model: nn.Module, example: Tensor, opset: int) -> bytes:
 
 def _check_batches(name: str, graph: bytes, example: Tensor) -> None:
     """Refuse a file in which the batch size was frozen: ask it about one row and about one more than it was exported with."""
-    opened = session(graph)
+    try:
+        opened = session(graph)
+    except ArtifactError as error:
+        raise MismatchError(f"{name} exports to a file that does not run: {error}") from error
     if isinstance(frozen := opened.get_inputs()[0].shape[0], int):
         raise MismatchError(f"{name} exports for batches of {frozen} only: its forward pass fixes the batch size; take it from the input's shape")
     for rows in (example[:1], torch.cat([example, example[:1]])):
@@ -133,7 +136,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch.onnx is known to say of itself: a deprecation inside PyTorch, and that torchvision's operators are not there."""
+    """Silence what torch.onnx is known to say of PyTorch's own code: deprecations, weights that an LSTM lists anew, and that torchvision is not there."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
 
     def other(record: logging.LogRecord) -> bool:
@@ -143,6 +146,10 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", re.escape("`isinstance(treespec, LeafSpec)` is deprecated"), FutureWarning, "copyreg")
+            warnings.filterwarnings("ignore", "_check_is_size will be removed in a future PyTorch release", FutureWarning)
+            warnings.filterwarnings(
+                "ignore", r"The tensor attributes (self\.[\w.]*_flat_weights\[\d+\](, )?)+ were assigned during export", UserWarning, "contextlib"
+            )
             yield
     finally:
         logger.removeFilter(other)

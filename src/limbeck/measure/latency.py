@@ -173,6 +173,8 @@ def _notes(answer: Mapping[str, Any], noise: str | None, seconds: float) -> tupl
     if unsteady:
         limit = max(0.3, seconds / len(answer["models"]))
         notes.append(f"{', '.join(unsteady)} did not become steady within {limit:.1f} s of warm-up: read the figures with their intervals, or measure longer")
+    if answer["energy"]["source"]:
+        notes.append("energy is what the counter gives: all that ran on the device meanwhile, its idle consumption included")
     cpus = answer["cpus"]
     notes.append(f"pinned to CPU {', '.join(map(str, cpus))}" if cpus else "not pinned: this platform cannot pin a process to CPUs")
     return notes, bool(noise) or starved

@@ -62,7 +62,8 @@ def run_stage(job: Job, task: Task, listener: Listener) -> None:
     stage, spec = job.recipe.stages[job.name], job.recipe.runtime
     if isinstance(stage, TrainStage):
         runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
-        runtime.launch(_train, job, listener)
+        with runtime.relayed(listener) as tell:
+            runtime.launch(_train, job, tell)
     elif isinstance(stage, ExportStage):
         _export(job, stage, task, listener)
     else:

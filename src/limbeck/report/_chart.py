@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ._format import points
+from ._format import DASH, points
 from ._schema import Bin
 from ._svg import CHAR, DASHES, Box, Scale, drawing, element, fit, mark, place_labels, spread
 
@@ -92,7 +92,9 @@ def scatter(key: str, title: str, description: str, marks: Sequence[Point], acro
         if each.low is not None and each.high is not None:
             whiskers.append(element("g", *lines, class_=f"whisker look-{each.look}"))
         shapes.append(element("g", element("title", each.tip or each.label), mark(each.look, at, level), class_=f"look-{each.look}"))
-    places = place_labels([(each.label, at, y(each.y)) for each, at in zip(marks, columns, strict=True)], obstacles, Box(LEFT, TOP - 4, WIDTH, HEIGHT - BOTTOM - 2))
+    places = place_labels(
+        [(each.label, at, y(each.y)) for each, at in zip(marks, columns, strict=True)], obstacles, Box(LEFT, TOP - 4, WIDTH, HEIGHT - BOTTOM - 2)
+    )
     names: list[Markup] = []
     for each, at, (box, far) in zip(marks, columns, places, strict=True):
         if far:
@@ -140,7 +142,7 @@ def reliability(key: str, title: str, description: str, look: str, bins: Sequenc
     for each in bins:
         width = max(1.0, x(each.high) - x(each.low) - 2)
         tall = (strip - 6) * each.count / most
-        tip = f"confidence {100 * each.low:.0f}–{100 * each.high:.0f}%: {each.count:,} examples"
+        tip = f"confidence {100 * each.low:.0f}{DASH}{100 * each.high:.0f}%: {each.count:,} examples"
         parts = [element("rect", x=x(each.low) + 1, y=side + strip - tall, width=width, height=tall, class_="column")]
         if each.count and each.accuracy is not None and each.confidence is not None:
             at, level = x(each.confidence), y(each.accuracy)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from .. import __version__
 from . import _plots, _story, _tables
 from ._chart import key_mark
-from ._format import duration, times, times_span
+from ._format import DASH, duration, times, times_span
 from ._run import MEANING, Run
 from ._schema import Note
 
@@ -68,7 +68,7 @@ def context(run: Run) -> dict[str, Any]:
 
 def _unbroken(sentence: Markup) -> Markup:
     """Keep short brackets, which hold intervals, on one line; the sentence is escaped already."""
-    return Markup(re.sub(r"\([^()<>&]{1,26}\)|p = [\d.]+", lambda found: f'<span class="nb">{found[0]}</span>', sentence))
+    return Markup(re.sub(r"\([^()<>&]{1,26}\)|p (?:=|&lt;) [\d.]+", lambda found: f'<span class="nb">{found[0]}</span>', sentence))
 
 
 def _moment(told: str) -> str:
@@ -85,7 +85,11 @@ def _notes(run: Run) -> Iterable[Note]:
     seen: set[tuple[str, str]] = set()
     found = list(run.record.notes)
     if run.measurement is not None:
-        if run.measurement.busy and not any("busy" in note.text.lower() for note in found if note.loud) and not any("busy" in text.lower() for text in run.measurement.notes):
+        if (
+            run.measurement.busy
+            and not any("busy" in note.text.lower() for note in found if note.loud)
+            and not any("busy" in text.lower() for text in run.measurement.notes)
+        ):
             found.append(Note(text="The machine was busy while it measured: latency, throughput and their ratios may be off.", loud=True))
         found += [Note(text=text, loud=run.measurement.busy and "busy" in text.lower()) for text in run.measurement.notes]
         restless = [model.label for model in run.models if model.metrics.steady is False]
@@ -106,7 +110,7 @@ def _cost_caption(run: Run) -> str:
     if run.measurement is None:
         return "What each model costs. Speed was not measured."
     counts = sorted({model.metrics.latency_n for model in run.models if model.metrics.latency_n})
-    calls = f" from {'–'.join(f'{count:,}' for count in (counts if len(counts) < 2 else (counts[0], counts[-1])))} calls each" if counts else ""
+    calls = f" from {DASH.join(f'{count:,}' for count in (counts if len(counts) < 2 else (counts[0], counts[-1])))} calls each" if counts else ""
     threads = run.measurement.threads
     pinned = f" on {threads} thread{'' if threads == 1 else 's'}" if threads else ""
     return f"What each model costs. Latency at batch 1{pinned}{calls}; ratios with 95% intervals."
@@ -153,5 +157,3 @@ def _fingerprints(run: Run) -> list[tuple[str, list[str]]]:
             if "fingerprint" in name and stage not in found.setdefault(text, []):
                 found[text].append(stage)
     return list(found.items())
-
-

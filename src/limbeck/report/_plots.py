@@ -23,6 +23,11 @@ def _percent(value: float) -> str:
     return f"{100 * value:.6g}%"
 
 
+def _short(label: str) -> str:
+    """A name that leaves a chart its room; the full one stands in the tables and in the tip."""
+    return label if len(label) <= 16 else f"{label[:15]}…"
+
+
 _ACCURACY = Axis("accuracy", _percent, low=0.0, high=1.0)
 
 
@@ -53,7 +58,7 @@ def trade_offs(run: Run) -> list[Plot]:
             unit, divisor = "file size, MB", 1_000_000
         told = [f"{model.label} {_accuracy(run, model)} at {wording(cost)}" for model, cost in shown]
         marks = [
-            Point(model.label, model.look, cost / divisor, model.metrics.accuracy or 0.0, model.metrics.accuracy_low, model.metrics.accuracy_high, tip)
+            Point(_short(model.label), model.look, cost / divisor, model.metrics.accuracy or 0.0, model.metrics.accuracy_low, model.metrics.accuracy_high, tip)
             for (model, cost), tip in zip(shown, told, strict=True)
         ]
         crowded = any(abs(a - b) < 0.04 * max(a, b) for at, a in enumerate(costs) for b in costs[:at])
@@ -79,7 +84,7 @@ def curves(run: Run) -> list[Plot]:
             ]
             if found:
                 best = next((point for point in found if point[0] == model.metrics.best_epoch), None) if key == "validation" else None
-                series.append(Series(model.label, model.look, found, best))
+                series.append(Series(_short(model.label), model.look, found, best))
         if not series:
             continue
         if key == "loss":

@@ -77,7 +77,7 @@ def _main(run: Run, model: Model) -> Markup:
     compared = bool(clauses)
     clauses.append(Markup("gives {}").format(_accuracy(run, model)) if model.metrics.accuracy is not None else _unjudged(model))
     if lost is None and compared:
-        clauses[0] += Markup(" than its teacher")
+        clauses[0] += Markup(" as its teacher" if "as many" in clauses[0] else " than its teacher")
     sentence = _join(clauses)
     if lost is not None:
         sentence += Markup(", {} its teacher ({})").format(_against(lost[0], decimals(run.examples(model))), lost[1])
@@ -179,6 +179,8 @@ def unknown(run: Run) -> list[str]:
         said.append("There is no teacher in this run, so what was lost against one is not known.")
     if model is not None and "student" in model.roles and run.role("alone") is None:
         said.append("The same student was not trained alone, so what distillation added is not known.")
+    if model is not None and "alone" in model.roles:
+        said.append("Nothing was distilled.")
     if run.fidelity is None and all(each.metrics.accuracy is None for each in run.models):
         said.append("No test split was evaluated.")
     if run.measurement is None:

@@ -201,7 +201,11 @@ def class_changes(run: Run) -> list[ClassChange]:
         old, new = (run.fidelity.models.get(model.stage) for model in (before, student))
         if old is None or new is None or not old.per_class or len(old.per_class) != len(new.per_class):
             continue
-        found.append(_class_change(run, before.label, student.label, [(a.correct, a.total, b.correct, b.total) for a, b in zip(old.per_class, new.per_class, strict=True)]))
+        found.append(
+            _class_change(
+                run, before.label, student.label, [(a.correct, a.total, b.correct, b.total) for a, b in zip(old.per_class, new.per_class, strict=True)]
+            )
+        )
     return found
 
 

@@ -68,7 +68,8 @@ def assemble(
 ) -> Arrays:
     """Check (images `[N, C, H, W]`, labels `[N]`) of both splits and put them one behind the other.
 
-    Without `names` the classes are what the training labels count, 0 up to the largest, each with an example. Without `scale` it is 255 for uint8, 1 for floats.
+    Without `names` the classes are what the training labels count, 0 up to the largest, each with an example.
+    Without `scale` it is 255 for uint8 and 1 for floats.
 
     Raises:
         DataError: an empty split, counts or shapes that do not match, a value that is not finite, a label out of range, a single class.
@@ -106,7 +107,8 @@ def assemble(
             )
     images = train[0] if test is None else np.concatenate([train[0], test[0]])
     if images.dtype.kind == "f":
-        images = images.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            images = images.astype(np.float32, copy=False)
         check_finite(images, f"{where}, as float32")
     raw = scale if scale is not None else (255.0 if images.dtype == np.uint8 else 1.0)
     return Arrays(np.ascontiguousarray(images), np.concatenate(checked), 0 if test is None else len(checked[1]), names, raw)

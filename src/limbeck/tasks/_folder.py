@@ -60,8 +60,8 @@ def find_images(root: Path) -> Tree:
 def read_image(path: Path, mode: Mode | None, size: tuple[int, int] | None) -> npt.NDArray[Any]:
     """Read an image file upright as uint8 `[C, H, W]`.
 
-    `mode`: L (grey) or RGB, transparency dropped; None keeps grey for a grey file and gives RGB for others. `size` (H, W): scaled until it covers that, bilinear,
-    and cut to its middle; None keeps the file's own.
+    `mode`: L (grey) or RGB, transparency dropped; None keeps grey for a grey file and gives RGB for others.
+    `size` (H, W): scaled until it covers that, bilinear, and cut to its middle; None keeps the file's own.
 
     Raises:
         DataError: missing, truncated, corrupt, or of more than 8 bits.

@@ -19,13 +19,15 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, OSErr
 def read_array_file(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Read the arrays of an `.npz`, or the one array of an `.npy` under the name `x`; arrays of Python objects are refused, not unpickled."""
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return {"x": found}
-        with found:
-            return {key: found[key] for key in found.files}
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            found = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except _BROKEN as error:
         raise DataError(f"cannot read {path} as plain numpy arrays ({error}): it is missing, truncated, corrupt, or holds Python objects") from None
+    for key, value in found.items():
+        if not isinstance(value, np.ndarray):
+            raise DataError(f"cannot read {path}: its member {key} is no numpy array")
+    return found
 
 
 def read_npz(path: Path) -> Arrays:

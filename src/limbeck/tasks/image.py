@@ -61,8 +61,8 @@ class Image(Task):
     Splits: `test` is the data's own test split, or fold number `fold` where it has none; `validation` is carved from the rest, and `train` is what is left.
 
     Args:
-        data: digits (packed in scikit-learn), mnist, fashion-mnist, cifar10, cifar100, npz (x_train, y_train, x_test, y_test, or x, y) or folder (of image files
-            by class).
+        data: digits (packed in scikit-learn), mnist, fashion-mnist, cifar10, cifar100, npz (x_train, y_train, x_test, y_test, or x, y) or folder
+            (of image files by class).
         root: the folder that holds the data set's own folder (mnist, fashion-mnist, cifar-10-batches-py, cifar-100-python) or its files; the .npz itself;
             the folder with train/CLASS/* (and test/CLASS/*) or CLASS/*.
         validation: the fraction of the training data held back for validation, the same mix of classes; 0 for none.
@@ -113,6 +113,8 @@ class Image(Task):
             raise RecipeError(f"size is {size} for data {data!r}; it is a number of pixels, 1 or more, and only for data 'folder'")
         if labels not in ("fine", "coarse") or (labels == "coarse" and data != "cifar100"):
             raise RecipeError(f"labels is {labels!r} for data {data!r}; cifar100 has fine and coarse labels, other data have one kind")
+        if isinstance(class_weight, str) and class_weight != "balanced":
+            raise RecipeError(f"class_weight is {class_weight!r}; it is 'balanced', one weight for each class, or nothing")
         try:
             self._augment: list[Shift | Crop | Flip] = TypeAdapter(list[Augmentation]).validate_python(list(augment))
         except ValidationError as error:
@@ -121,7 +123,10 @@ class Image(Task):
         self._data: Data = data
         self._root = Path(root or ".")
         self._validation, self._folds, self._fold, self._seed, self._subset = validation, folds, fold, split_seed, subset
-        self._normalize, self._class_weight, self._size, self._fine = normalize, class_weight, size, labels
+        self._normalize, self._size, self._fine = normalize, size, labels
+        self._balanced = isinstance(class_weight, str)
+        self._weights = None if isinstance(class_weight, str) else class_weight
+        Classify(class_weight=self._weights)  # says what is wrong with them
         self._on: dict[torch.device, Held] = {}
 
     @cached_property
@@ -155,6 +160,8 @@ class Image(Task):
     @cached_property
     def _loaded(self) -> tuple[Facts, Held, _Rows]:
         arrays = self._source.read()
+        if self._weights is not None and len(self._weights) != len(arrays.names):
+            raise RecipeError(f"class_weight has {len(self._weights)} weights, and data {self._data!r} have {len(arrays.names)} classes: give one for each")
         labels = torch.from_numpy(arrays.labels)
         rows = self._split(labels, arrays.tests)
         _, channels, height, width = arrays.images.shape
@@ -190,14 +197,9 @@ class Image(Task):
 
     @cached_property
     def _plain(self) -> Classify:
-        weight = self._class_weight
-        if weight is None:
-            return Classify()
+        if not self._balanced:
+            return Classify(class_weight=self._weights)
         facts, held, rows = self._loaded
-        if isinstance(weight, list):
-            if len(weight) != facts.classes:
-                raise RecipeError(f"class_weight has {len(weight)} weights, and data {self._data!r} have {facts.classes} classes: give one for each")
-            return Classify(class_weight=weight)
         counts = held.labels[rows.train].bincount(minlength=facts.classes).double()
         balanced = torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
         return Classify(class_weight=balanced.tolist())

@@ -1,5 +1,7 @@
 """`feature.fitnet` against a loop, and what its projector does with features of every shape."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,17 +9,20 @@ from torch.nn import functional as F
 
 from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Dense, Knowledge
+from limbeck.core.task import Task
 from limbeck.objectives.feature.fitnet import FitNet, fitnet_loss
+
+NO_TASK = cast(Task, None)
 
 
 def sides(student: Tensor, teacher: Tensor) -> tuple[Knowledge, Knowledge]:
     return Knowledge({"main": Dense(torch.zeros(2, 3))}, {"s": student}), Knowledge({"main": Dense(torch.zeros(2, 3))}, {"t": teacher})
 
 
-def bound(student: Tensor, teacher: Tensor, **options: str) -> tuple[FitNet, Knowledge, Knowledge]:
-    fitnet = FitNet(student="s", teacher="t", **options)  # pyright: ignore[reportArgumentType]
+def bound(student: Tensor, teacher: Tensor) -> tuple[FitNet, Knowledge, Knowledge]:
+    fitnet = FitNet(student="s", teacher="t")
     ours, theirs = sides(student, teacher)
-    fitnet.bind(ours, theirs, None, None)  # pyright: ignore[reportArgumentType]
+    fitnet.bind(ours, theirs, NO_TASK, None)
     return fitnet, ours, theirs
 
 
@@ -55,7 +60,7 @@ def test_the_projector_is_a_linear_map_of_the_channels(student: tuple[int, ...],
     assert isinstance(linear, kind)
     assert linear.weight.numel() == 4 * 6
     channels_last = ours.features["s"].movedim(1, -1) if len(student) == 4 else ours.features["s"]
-    projected = channels_last @ linear.weight.reshape(6, 4).T + linear.bias
+    projected = channels_last @ linear.weight.reshape(6, 4).T + linear.get_parameter("bias")
     expected = fitnet_loss(projected.movedim(-1, 1) if len(student) == 4 else projected, theirs.features["t"])
     assert torch.allclose(fitnet(ours, theirs, {}), expected, rtol=1e-5)
 
@@ -90,8 +95,8 @@ def test_binding_again_to_other_shapes_is_refused_and_leaves_the_first() -> None
     fitnet, ours, theirs = bound(torch.randn(2, 4), torch.randn(2, 6))
     before = fitnet(ours, theirs, {})
     with pytest.raises(MismatchError, match=r"\[4\].*\[6\].*\[5\].*\[6\]"):
-        fitnet.bind(*sides(torch.randn(2, 5), torch.randn(2, 6)), None, None)  # pyright: ignore[reportArgumentType]
-    fitnet.bind(*sides(torch.randn(7, 4), torch.randn(7, 6)), None, None)  # pyright: ignore[reportArgumentType]
+        fitnet.bind(*sides(torch.randn(2, 5), torch.randn(2, 6)), NO_TASK, None)
+    fitnet.bind(*sides(torch.randn(7, 4), torch.randn(7, 6)), NO_TASK, None)
     assert torch.equal(fitnet(ours, theirs, {}), before)
 
 
@@ -100,9 +105,9 @@ def test_unbound_between_unequal_shapes_and_an_unread_layer_are_refused() -> Non
     with pytest.raises(MismatchError, match=r"\[2, 4\].*\[2, 6\].*project"):
         fitnet(*sides(torch.zeros(2, 4), torch.zeros(2, 6)), {})
     with pytest.raises(MismatchError, match="'s'"):
-        fitnet.bind(Knowledge({}), sides(torch.zeros(2, 4), torch.zeros(2, 6))[1], None, None)  # pyright: ignore[reportArgumentType]
+        fitnet.bind(Knowledge({}), sides(torch.zeros(2, 4), torch.zeros(2, 6))[1], NO_TASK, None)
     with pytest.raises(RecipeError, match="did you mean 'mean'"):
-        FitNet(student="s", teacher="t", reduction="means")  # pyright: ignore[reportArgumentType]
+        FitNet(student="s", teacher="t", reduction=cast(Any, "means"))
 
 
 def test_half_precision_features_meet_weights_in_float32() -> None:

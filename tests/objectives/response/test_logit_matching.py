@@ -1,5 +1,8 @@
 """`response.logit_matching` against a loop, and as the high-temperature limit of `response.kd` (Hinton et al. 2015, sec. 2.1)."""
 
+from itertools import pairwise
+from typing import cast
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limbeck.core.errors import MismatchError
-from limbeck.core.knowledge import Dense, Knowledge
+from limbeck.core.knowledge import Dense, Knowledge, Link
+from limbeck.core.task import Task
 from limbeck.objectives.response.kd import kd_loss
 from limbeck.objectives.response.logit_matching import LogitMatching, logit_matching_loss
 
@@ -40,7 +44,7 @@ def test_distillation_tends_to_it_as_one_over_the_temperature() -> None:
     limit = logit_matching_loss(student, teacher)
     errors = [(kd_loss(student, teacher, temperature=temperature) - limit).abs().max().item() for temperature in (100.0, 200.0, 400.0, 800.0)]
     assert errors[0] < 0.05 * limit.max().item()
-    for before, after in zip(errors, errors[1:], strict=False):
+    for before, after in pairwise(errors):
         assert after / before == pytest.approx(0.5, rel=0.05), "twice the temperature, half the error"
 
 
@@ -78,9 +82,9 @@ def test_what_both_exclude_is_matched_and_nan_is_not_hidden() -> None:
 
 
 @pytest.mark.parametrize("link", ["softmax", "bernoulli", "identity"])
-def test_it_takes_answers_of_any_kind(link: str) -> None:
-    said = Knowledge({"main": Dense(torch.zeros(2, 3), link)})  # pyright: ignore[reportArgumentType]
-    LogitMatching().bind(said, said, None, None)  # pyright: ignore[reportArgumentType]
+def test_it_takes_answers_of_any_kind(link: Link) -> None:
+    said = Knowledge({"main": Dense(torch.zeros(2, 3), link)})
+    LogitMatching().bind(said, said, cast(Task, None), None)
 
 
 def test_unequal_shapes_are_refused_where_they_would_broadcast() -> None:

@@ -61,8 +61,9 @@ def float_outputs(graph: "GraphProto") -> None:
 def decisions(before: "GraphProto", after: "GraphProto", able: Collection[str], kept: Collection[str]) -> dict[str, list]:
     """Say of every node of the float graph that gives floats (sizes and indices are left out) what became of it.
 
-    `before` carries the types of its values; `able`: operators that can be quantized; `kept`: nodes that were to stay float. `quantized`: nodes that read dequantized numbers, which a runtime fuses
-    into INT8 kernels; `absorbed`: nodes that the rounding before them does anyway (a ReLU); `left_float`: the others, each with its operator and why.
+    `before` carries the types of its values; `able`: operators that can be quantized; `kept`: nodes that were to stay float.
+    Of the answer, `quantized`: nodes that read dequantized numbers, which a runtime fuses into INT8 kernels; `absorbed`: nodes that the rounding before
+    them does anyway (a ReLU); `left_float`: the others, each with its operator and why.
     """
     makers = {name: node.op_type for node in after.node for name in node.output}
     later = {node.name: node for node in after.node}

@@ -56,8 +56,8 @@ class StaticInt8(Compressor):
     ) -> None:
         if calibration not in _METHODS:
             raise RecipeError(f"calibration must be one of {', '.join(_METHODS)}, not {calibration!r}")
-        if examples < 1:
-            raise RecipeError(f"examples must be 1 or more, not {examples}")
+        if examples < 2:
+            raise RecipeError(f"examples must be 2 or more, not {examples}: a range is not measured on one input")
         self.calibration = calibration
         self.examples = examples
         self.per_channel = per_channel
@@ -149,11 +149,7 @@ def _chosen(given: Tensor, examples: int) -> Tensor:
 
 
 def _batch(examples: int) -> int:
-    """Return the largest batch, up to 32, that divides the examples: histograms are made of batches of one size.
-
-    >>> _batch(256), _batch(100), _batch(37)
-    (32, 25, 1)
-    """
+    """Return the largest batch, up to 32, that divides the examples: onnxruntime stacks the batches of a histogram."""
     return max(size for size in range(1, _BATCH + 1) if examples % size == 0)
 
 
