@@ -111,7 +111,7 @@ def test_teaches_the_student_and_never_the_teacher(kind: str) -> None:
 @every
 def test_a_perfect_student_pays_nothing_and_stays(kind: str) -> None:
     objective, student, teacher = bound(kind, teacher_shapes=SMALL)
-    perfect = getattr(type(objective), "perfect", "zero")
+    perfect = type(objective).perfect
     if teacher is None or perfect == "no":
         pytest.skip("a student identical to the teacher is not where this objective leads")
     assert not list(objective.parameters()), "between equal shapes nothing is to be learnt"

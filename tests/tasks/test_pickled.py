@@ -112,7 +112,7 @@ def test_any_damaged_byte_is_an_error_or_a_dictionary(tmp_path: Path) -> None:
     small = pickle.dumps({b"data": np.arange(4, dtype=np.uint8), b"labels": [0, 1]}, protocol=2)
     made = np.random.default_rng(0)
     for place in range(len(small)):
-        for other in made.integers(0, 256, 8):
+        for other in made.integers(0, 256, 2):
             path.write_bytes(small[:place] + bytes([other]) + small[place + 1 :])
             try:
                 assert isinstance(read_pickle(path), dict)

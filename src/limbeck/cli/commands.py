@@ -78,7 +78,9 @@ def list_(json: Json = False) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(metavar="NAME", help="A part, such as response.kd or models.cnn, or a built-in recipe.")], json: Json = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A part, such as response.kd or models.cnn, or a built-in recipe.")], json: Json = False
+) -> None:
     """Show a part (what it is, its paper, options and needs) or a built-in recipe's YAML."""
     from ..pipeline import catalog
 
@@ -158,7 +160,8 @@ def clean(
     json: Json = False,
 ) -> None:
     """List what runs keep beside their results (shelved stages, unfinished work), and remove it with --yes."""
-    from ..pipeline.clean import clean as remove, leftovers, runs_under
+    from ..pipeline.clean import clean as remove
+    from ..pipeline.clean import leftovers, runs_under
     from .figures import file_size
 
     folders = runs_under(Path("runs")) if run is None else [run]

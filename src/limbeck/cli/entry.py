@@ -28,8 +28,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except LimbeckError as error:
         return _fail(arguments, type(error).__name__, str(error), error.exit_code)
     except typer.TyperException as error:
-        if error.format_message().startswith("Usage:") or "\n" in error.format_message():  # `limbeck` alone: its help
-            complain(error.format_message(), prefix="")
+        if not error.format_message():  # `limbeck` alone: typer has printed its help
             return error.exit_code
         return _fail(arguments, "UsageError", f"{error.format_message()} (limbeck --help)", error.exit_code)
     except KeyboardInterrupt:

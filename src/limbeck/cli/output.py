@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import sys
@@ -55,10 +56,9 @@ def rendered(content: Any) -> str:
     from rich.console import Console
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    console = Console(file=sys.stdout, force_terminal=terminal, width=None if terminal else 160, highlight=False, markup=False, emoji=False)
-    with console.capture() as drawn:
-        console.print(content)
-    return "\n".join(line.rstrip() for line in drawn.get().rstrip().splitlines())
+    drawn = io.StringIO()
+    Console(file=drawn, force_terminal=terminal, width=None if terminal else 160, highlight=False, markup=False, emoji=False).print(content)
+    return "\n".join(line.rstrip() for line in drawn.getvalue().rstrip().splitlines())
 
 
 @contextlib.contextmanager

@@ -25,12 +25,16 @@ from .runtime import Runtime, Setup
 
 __all__ = ["Position", "latest", "restore", "save"]
 
+_HEIGHT = "height"
+"""What the loop adds to an optimizer's groups at its first step: the learning rate that the schedule multiplies."""
+
 
 @dataclass
 class Position:
     """Where training stands: whatever the loop must know to go on as if it had never stopped.
 
-    `micro`: micro-batches of the current epoch that are done; `sums`: each loss's running sum over the epoch, and the count it is over.
+    `seconds`: of training so far, over every attempt; `micro`: micro-batches of the current epoch that are done;
+    `sums`: each loss's running sum over the epoch, and the count it is over.
     """
 
     step: int = 0
@@ -39,6 +43,7 @@ class Position:
     best_epoch: int = 0
     best: float | None = None
     stale: int = 0
+    seconds: float = 0.0
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -66,6 +71,7 @@ def save(folder: Path, position: Position, setup: Setup, runtime: Runtime, keep:
         "python": [version, list(inner), gauss],
         "numpy": [legacy[0], np.asarray(legacy[1]).tolist(), *legacy[2:]],
         "world": runtime.world,
+        "precision": runtime.precision_state(),
     }
     path = folder / f"{position.step:08d}"
     with atomic_folder(path) as scratch:
@@ -103,7 +109,7 @@ def restore(path: Path, setup: Setup, runtime: Runtime) -> Position:
         ArtifactError: the checkpoint is of another scheme, or of another number of processes half-way through an epoch.
     """
     try:
-        tensors = load_file(path / "state.safetensors", device=str(runtime.device))
+        tensors = load_file(path / "state.safetensors")
     except SafetensorError as error:
         raise ArtifactError(f"{path / 'state.safetensors'} cannot be read ({error}): delete {path} and run again") from None
     told = read_json(path / "state.json")
@@ -120,8 +126,12 @@ def restore(path: Path, setup: Setup, runtime: Runtime) -> Position:
             if name.startswith(start):
                 index, _, key = name.removeprefix(start).partition(".")
                 state[int(index)][key] = value
+        options = [group.keys() - {"params", _HEIGHT} for group in optimizer.param_groups]
+        if options != [group.keys() - {"params", _HEIGHT} for group in numbers["groups"]]:
+            raise ArtifactError(f"{path} is the checkpoint of another optimizer: delete {path.parent.parent} and run again")
         whole: dict[str, Any] = {"state": state, "param_groups": numbers["groups"]}
         optimizer.load_state_dict(whole)
+    runtime.restore_precision(told["precision"])
     position = Position(**told["position"])
     if told["world"] != runtime.world and position.micro:
         raise ArtifactError(

@@ -3,6 +3,7 @@
 import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,10 +50,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Fit:
-    """How training went: the log of every epoch, the best epoch and its metric, and each player's best and last weights."""
+    """How training went, over every attempt: the log of every epoch, the steps and seconds it took, the best epoch, and each player's weights then."""
 
     history: list[dict[str, Any]]
     steps: int
+    seconds: float
     best_epoch: int
     best: dict[str, dict[str, Tensor]]
 
@@ -113,7 +115,7 @@ def fit(
     runtime.close_logs()
     if not best and work is not None:
         best = {player: load_file(work.best(player) / "model.safetensors") for player in scheme.shipped()}
-    return Fit(run.position.history, run.position.step, run.position.best_epoch, best)
+    return Fit(run.position.history, run.position.step, run.position.seconds, run.position.best_epoch, best)
 
 
 @dataclass
@@ -131,8 +133,11 @@ class _Run:
     steps: int
     position: Position = field(default_factory=Position)
     stop: threading.Event = field(default_factory=threading.Event)
+    began: float = field(default_factory=time.monotonic)
 
     def save(self) -> None:
+        now = time.monotonic()
+        self.position.seconds, self.began = self.position.seconds + now - self.began, now
         if self.work is not None:
             checkpoint.save(self.work.checkpoints, self.position, self.setup, self.runtime, self.plan.keep)
 

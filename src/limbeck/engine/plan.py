@@ -10,6 +10,8 @@ from torch import nn
 
 __all__ = ["Adam", "AdamW", "Sgd", "Training", "rate"]
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -19,10 +21,10 @@ class Sgd(_Options):
     """Stochastic gradient descent with momentum."""
 
     kind: Literal["sgd"] = "sgd"
-    lr: float = Field(default=0.05, gt=0, description="learning rate at the schedule's height")
+    lr: float = Field(default=0.05, gt=0, allow_inf_nan=False, description="learning rate at the schedule's height")
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov and self.momentum > 0, weight_decay=self.weight_decay)
@@ -32,9 +34,9 @@ class Adam(_Options):
     """Adam (Kingma & Ba 2015)."""
 
     kind: Literal["adam"] = "adam"
-    lr: float = Field(default=1e-3, gt=0, description="learning rate at the schedule's height")
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.0, ge=0)
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="learning rate at the schedule's height")
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
@@ -44,9 +46,9 @@ class AdamW(_Options):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0, description="learning rate at the schedule's height")
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.01, ge=0)
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="learning rate at the schedule's height")
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
@@ -56,14 +58,14 @@ class ConstantRate(_Options):
     """The same learning rate throughout."""
 
     kind: Literal["constant"] = "constant"
-    warmup_epochs: float = Field(default=0.0, ge=0, description="a straight line from zero before the schedule begins")
+    warmup_epochs: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="a straight line from zero before the schedule begins")
 
 
 class CosineRate(_Options):
     """Half a cosine down to `end` times the learning rate (Loshchilov & Hutter 2017, without restarts)."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup_epochs: float = Field(default=0.0, ge=0, description="a straight line from zero before the schedule begins")
+    warmup_epochs: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="a straight line from zero before the schedule begins")
     end: float = Field(default=0.0, ge=0, le=1)
 
 
@@ -71,7 +73,7 @@ class MultiStepRate(_Options):
     """The learning rate times `factor` after each epoch of `milestones`."""
 
     kind: Literal["multistep"] = "multistep"
-    warmup_epochs: float = Field(default=0.0, ge=0, description="a straight line from zero before the schedule begins")
+    warmup_epochs: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="a straight line from zero before the schedule begins")
     milestones: list[float] = Field(description="epochs after which the rate falls")
     factor: float = Field(default=0.1, gt=0, le=1)
 

@@ -1,10 +1,10 @@
 """Where and how a scheme runs: devices, ranks, precision, logs. One file over Lightning Fabric."""
 
 import logging
+import os
 import shutil
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.csv_logs import CSVLogger
 from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, multiprocessing
 from torch.multiprocessing.spawn import ProcessException
@@ -160,9 +160,17 @@ class Runtime:
         """Stack a tensor over ranks: `[world, ...]`."""
         if self.world == 1:
             return tensor[None]
-        gathered = self.fabric.all_gather(tensor)
-        assert isinstance(gathered, Tensor)
-        return gathered
+        gathered = [torch.empty_like(tensor) for _ in range(self.world)]
+        torch.distributed.all_gather(gathered, tensor.contiguous())
+        return torch.stack(gathered)
+
+    def precision_state(self) -> dict[str, Any]:
+        """The numbers that mixed precision keeps from step to step (the scale of 16-bit losses), JSON-able."""
+        return self.fabric.strategy.precision.state_dict()
+
+    def restore_precision(self, state: dict[str, Any]) -> None:
+        """Put back what `precision_state` gave."""
+        self.fabric.strategy.precision.load_state_dict(state)
 
     def barrier(self) -> None:
         self.fabric.barrier()
@@ -194,18 +202,20 @@ class Runtime:
 
 def _on_rank(runtime: Runtime, work: Callable[..., Any], errors: Any, args: tuple[Any, ...], fabric: Fabric) -> Any:
     runtime.fabric = fabric
-    warnings.filterwarnings("ignore", r"find_unused_parameters=True was specified in DDP constructor, but did not find any", UserWarning)
     try:
         return work(runtime, *args)
     except LimbeckError as error:
         errors.put(error)
     except KeyboardInterrupt:
         errors.put(Interrupted("interrupted outside of training: run the same command again to go on"))
+    finally:
+        torch.distributed.destroy_process_group()  # its threads would abort the process if they outlived it
 
 
 @contextmanager
 def _left_to_the_ranks() -> Iterator[threading.Event]:
     """Leave Ctrl-C to the processes that train: they save and come back; say whether it was pressed."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else DDP speaks up where it looked for unused layers and every layer was used
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked

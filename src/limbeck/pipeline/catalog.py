@@ -9,23 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import pydantic_core
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
 from ..core import lookup
 from ..core.errors import RecipeError, did_you_mean
 from ..core.lookup import wanted
-from ..core.objective import Objective
-from .recipe import Recipe, builtin
+from .recipe import DistillStage, ExportStage, ObjectiveSpec, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, builtin
 
 __all__ = ["Entry", "OptionLine", "PartPage", "describe", "parts", "recipes", "schema"]
 
-_PLACES = {
-    ("Recipe", "task"): "tasks", ("TrainStage", "model"): "models", ("TrainStage", "objectives"): "objectives", ("TrainStage", "transfer"): "transfer",
-    ("TrainStage", "scheme"): "schemes", ("DistillStage", "teacher"): "teachers", ("ExportStage", "format"): "export", ("QuantizeStage", "method"): "compress",
-}  # fmt: skip
-"""(model, field) of a recipe that holds a part -> the part's slot; a distill stage has the fields of a train stage."""
-_BESIDE = {"objectives": "ObjectiveSpec", "teachers": "TeacherSpec"}
-"""Slot -> the recipe's model whose fields stand beside a part's own options."""
+_TRAINED = {"model": "models", "objectives": "objectives", "transfer": "transfer", "scheme": "schemes"}
+_PLACES: dict[tuple[type[BaseModel], str], str] = {
+    (Recipe, "task"): "tasks",
+    **{(stage, field): slot for stage in (TrainStage, DistillStage) for field, slot in _TRAINED.items()},
+    (DistillStage, "teacher"): "teachers",
+    (ExportStage, "format"): "export",
+    (QuantizeStage, "method"): "compress",
+}
+"""(model, field) of a recipe that holds a part -> the part's slot."""
+_PARTS: tuple[type[BaseModel], ...] = (Part, ObjectiveSpec, TeacherSpec)
+_BESIDE: dict[str, type[BaseModel]] = {"objectives": ObjectiveSpec, "teachers": TeacherSpec}
+"""Slot -> the model whose fields stand beside a part's own options."""
+_PYTHON = r"^python:[\w.]+:\w+$"
+_YEAR = re.compile(r"arXiv:\d|\b(19|20)\d\d\b")
 _PAPER = re.compile(r"arXiv:\d|\"[^\"]+\".*\b(19|20)\d\d\b|\b(19|20)\d\d\b.*\"[^\"]+\"", re.DOTALL)
 
 
@@ -128,25 +135,26 @@ def _opening(part: Any) -> str:
 
 
 def _paper(part: Any) -> str:
-    """Where a part comes from: the first paragraph of its file that cites, or the citing lines of its class."""
+    """Where a part comes from: the first paragraph of its file, or the lines of its class, that cite; what follows the citation is left out."""
     module = inspect.getmodule(part)
-    paragraphs = inspect.cleandoc((module.__doc__ if module else None) or "").split("\n\n")
-    cited = [paragraph for paragraph in paragraphs if _PAPER.search(paragraph)][:1]
-    lines = cited or [line for line in inspect.cleandoc(part.__doc__ or "").splitlines() if _PAPER.search(line)]
-    return " ".join(" ".join(lines).split())
+    for paragraph in inspect.cleandoc((module.__doc__ if module else None) or "").split("\n\n"):
+        lines = paragraph.splitlines()
+        if _PAPER.search(paragraph):
+            last = max(number for number, line in enumerate(lines) if _YEAR.search(line))
+            return " ".join(" ".join(lines[: last + 1]).split()).rstrip(":")
+    return " ".join(line.strip() for line in inspect.cleandoc(part.__doc__ or "").splitlines() if _PAPER.search(line))
 
 
 def _needs(slot: str, part: Any) -> Iterator[str]:
     """What a part is given, and, for an objective that can be made without options, what it reads."""
-    handed = [p.name for p in inspect.signature(part).parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     if slot != "objectives":
-        yield from ([f"{', '.join(handed)} (given by limbeck)"] if handed and slot != "tasks" else [])
+        handed = [name for name in inspect.signature(part).parameters if name in _handed(part)]
+        yield from [f"{', '.join(handed)}: given by limbeck"] if handed else []
         return
     if any(option.required for option in lookup.options(part).values()):
         yield "what its options name"
         return
     made = part()
-    assert isinstance(made, Objective)
     for side, reads in (("student", made.needs.student), ("teacher", made.needs.teacher)):
         if reads is not None:
             read = [f"output {one}" for one in sorted(reads.outputs)] + [f"feature {one}" for one in sorted(reads.features)]
@@ -169,50 +177,111 @@ class _Generator(GenerateJsonSchema):
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of a recipe (draft 2020-12): stages by `kind`, and for each part its own options.
 
-    Every built-in recipe and whatever it admits in an editor's eyes is also admitted by `load_recipe`, but for what only the whole recipe can tell
-    (stages that are named, data that are there).
+    What only the whole recipe can tell (stages that are named, numbers that must agree, data that are there) is left to `limbeck check`.
     """
     found = {(slot, name): lookup.find(slot, name) for slot in lookup.SLOTS for name in lookup.names(slot)}
-    models = {key: lookup.option_model(part) for key, part in found.items()}
-    generated, whole = models_json_schema([(Recipe, "validation"), *((model, "validation") for model in models.values())], schema_generator=_Generator)
-    definitions = whole["$defs"]
+    options = {key: lookup.option_model(part, _handed(part)) for key, part in found.items()}
+    every: list[type[BaseModel]] = [Recipe, *_PARTS, *dict.fromkeys(model for model, _ in _PLACES), *options.values()]
+    generated, whole = models_json_schema([(model, "validation") for model in every], schema_generator=_Generator)
+    known: dict[str, Any] = whole["$defs"]
 
-    def resolved(model: Any) -> dict[str, Any]:
-        return definitions[generated[(model, "validation")]["$ref"].rpartition("/")[2]]
+    def name_of(model: type[BaseModel]) -> str:
+        return generated[model, "validation"]["$ref"].rpartition("/")[2]
 
-    own = {key: resolved(model) for key, model in models.items()}
+    slots: dict[str, Any] = {}
     for slot in lookup.SLOTS:
-        beside = definitions[_BESIDE[slot]] if slot in _BESIDE else {}
-        cases = [_case(slot, name, own[slot, name], inspect.getdoc(found[slot, name]) or "", beside) for name in lookup.names(slot)]
-        definitions[slot] = {"oneOf": [*cases, _python(beside)]}
-    _place(definitions)
-    top = definitions.pop("Recipe")
-    unused = [definitions.popitem for _ in ()]
-    del unused
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "a recipe of limbeck", **top, "$defs": _reached(top, definitions)}
+        beside = known[name_of(_BESIDE[slot])] if slot in _BESIDE else {}
+        cases = [_case(slot, name, known[name_of(options[slot, name])], inspect.getdoc(found[slot, name]) or "", beside) for name in lookup.names(slot)]
+        slots[slot] = {"oneOf": [*cases, _users_own(beside)]}
+    untyped = {f"#/$defs/{name_of(model)}" for model in _PARTS}
+    for (model, field), slot in _PLACES.items():
+        properties = known[name_of(model)]["properties"]
+        properties[field] = _placed(properties[field], slot, untyped)
+    top = known[name_of(Recipe)]
+    _tagged(known)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, "$defs": _reached(top, {**known, **slots})}
+
+
+def _handed(part: Any) -> frozenset[str]:
+    """What assembly gives to a part by position."""
+    return frozenset(p.name for p in inspect.signature(part).parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _case(slot: str, name: str, options: Mapping[str, Any], doc: str, beside: Mapping[str, Any]) -> dict[str, Any]:
-    """One part: its kind, its options, and what stands beside them."""
-    fields = {**{key: value for key, value in beside.get("properties", {}).items() if key != "kind"}, **options.get("properties", {})}
-    required = ["kind", *(key for key in beside.get("required", ()) if key != "kind"), *options.get("required", ())]
+    """One part: its kind, what stands beside its options, its options."""
     ways = _spellings(slot, name)
     kind = {"const": name} if len(ways) == 1 else {"enum": ways}
-    described = " ".join(doc.partition("\n\n")[0].split())
-    return {"title": name, "description": described, "type": "object", "properties": {"kind": kind, **fields}, "required": required,
-            "additionalProperties": False}  # fmt: skip
+    return {
+        "title": name,
+        "description": " ".join(doc.partition("\n\n")[0].split()),
+        "type": "object",
+        "properties": {"kind": kind, **_but_kind(beside), **options.get("properties", {})},
+        "required": ["kind", *_required(beside), *options.get("required", ())],
+        "additionalProperties": bool(options.get("additionalProperties", False)),
+    }
 
 
-def _python(beside: Mapping[str, Any]) -> dict[str, Any]:
+def _users_own(beside: Mapping[str, Any]) -> dict[str, Any]:
     """A user's own part, whose options only its own signature knows."""
-    fields = {key: value for key, value in beside.get("properties", {}).items() if key != "kind"}
-    kind = {"type": "string", "pattern": r"^python:[\w.]+:\w+$"}
-    return {"title": "python:package.module:name", "type": "object", "properties": {"kind": kind, **fields},
-            "required": ["kind", *(key for key in beside.get("required", ()) if key != "kind")]}  # fmt: skip
+    kind = {"type": "string", "pattern": _PYTHON}
+    return {
+        "title": "python:package.module:name",
+        "type": "object",
+        "properties": {"kind": kind, **_but_kind(beside)},
+        "required": ["kind", *_required(beside)],
+    }
+
+
+def _but_kind(beside: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in beside.get("properties", {}).items() if key != "kind"}
+
+
+def _required(beside: Mapping[str, Any]) -> list[str]:
+    return [key for key in beside.get("required", ()) if key != "kind"]
 
 
 def _spellings(slot: str, name: str) -> list[str]:
     """The ways to write a part's name within its slot: whole, and its last part where no other part has that."""
     short = name.rpartition(".")[2]
     ends = [known for known in lookup.names(slot) if known.rpartition(".")[2] == short]
-    return [name] if short == name or len(ends) > 1 or short in lookup.names(slot) else [name, short]
+    return [name] if short == name or len(ends) > 1 else [name, short]
+
+
+def _placed(field: Any, slot: str, untyped: set[str]) -> Any:
+    """Put a slot's parts where a field admits any part; where it also admits a bare name, those of the slot."""
+    if isinstance(field, list):
+        return [_placed(one, slot, untyped) for one in field]
+    if not isinstance(field, dict):
+        return field
+    if field.get("$ref") in untyped:
+        return {**field, "$ref": f"#/$defs/{slot}"}
+    if field == {"type": "string"}:
+        return {"anyOf": [{"enum": [way for name in lookup.names(slot) for way in _spellings(slot, name)]}, {"type": "string", "pattern": _PYTHON}]}
+    return {key: value if key == "default" else _placed(value, slot, untyped) for key, value in field.items()}
+
+
+def _tagged(known: dict[str, Any]) -> None:
+    """Say in JSON Schema's own words what pydantic's `discriminator` means: each case needs its `kind`."""
+    for union in [node for node in _nodes(known) if isinstance(node.get("discriminator"), dict)]:
+        for case in union.pop("discriminator")["mapping"].values():
+            model = known[case.rpartition("/")[2]]
+            model["required"] = ["kind", *(key for key in model.get("required", ()) if key != "kind")]
+
+
+def _reached(top: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The definitions that a schema refers to, and those that they refer to."""
+    found: dict[str, Any] = {}
+    left = [top]
+    while left:
+        for name in {str(node["$ref"]).rpartition("/")[2] for node in _nodes(left.pop()) if "$ref" in node} - found.keys():
+            found[name] = known[name]
+            left.append(known[name])
+    return dict(sorted(found.items()))
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a schema."""
+    if isinstance(tree, dict):
+        yield tree
+    for inner in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _nodes(inner)

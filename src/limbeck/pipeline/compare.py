@@ -12,21 +12,23 @@ from .recipe import Recipe
 
 __all__ = ["compare"]
 
+_PREDICTIONS = "predictions.safetensors"
 _PAIRS = (("student", "teacher"), ("student", "alone"), ("int8", "shipped"), ("int8", "teacher"))
 
 
 def compare(recipe: Recipe, out: Path, roles: Mapping[str, str | None], digests: Mapping[str, str]) -> None:
     """Write `fidelity.json`: each model's accuracy by class and its reliability, and McNemar's test between the pairs that matter."""
     file = out / "fidelity.json"
-    key = digest({"models": dict(digests), "roles": dict(roles)})
+    artifacts = {name: Artifact.open(out / "stages" / name, verify=False) for name in recipe.stages}
+    predicted = {name: one.manifest["files"][_PREDICTIONS]["sha256"] for name, one in artifacts.items() if _PREDICTIONS in one.manifest["files"]}
+    key = digest({"models": dict(digests), "predictions": predicted, "roles": dict(roles)})
     if file.is_file() and read_json(file).get("key") == key:
         return
-    paths = {name: out / "stages" / name / "predictions.safetensors" for name in recipe.stages}
-    said = {name: read_tensors(path) for name, path in paths.items() if path.is_file()}
-    if not said:
+    if not predicted:
         file.unlink(missing_ok=True)
         return
-    spec = Artifact.open(out / "stages" / next(iter(said)), verify=False).spec
+    said = {name: read_tensors(artifacts[name].path / _PREDICTIONS) for name in predicted}
+    spec = artifacts[next(iter(said))].spec
     correct = {name: told["logits"].argmax(1).eq(told["labels"]).numpy() for name, told in said.items()}
     pairs = []
     for one, other in _PAIRS:

@@ -54,7 +54,9 @@ def predict(artifact: str | Path, inputs: Sequence[str | Path]) -> list[Predicti
     for path, images in ready:
         logits = torch.cat([task.forward(model, {"input": part}).main.logits for part in images.split(BATCH)]).double()
         if logits.shape[-1] != len(names):
-            raise MismatchError(f"the model of {opened.path} gives {logits.shape[-1]} logits, and its artifact names {len(names)} classes: run its recipe again")
+            raise MismatchError(
+                f"the model of {opened.path} gives {logits.shape[-1]} logits, and its artifact names {len(names)} classes: run its recipe again"
+            )
         if not logits.isfinite().all():
             raise ArtifactError(f"the model of {opened.path} answers {path} with values that are not finite: train it again with a lower learning rate")
         many = path.suffix.lower() in (".npy", ".npz")

@@ -1,15 +1,15 @@
 """What a recipe comes to: parts made and checked, options in full, and the hash of what each stage depends on."""
 
 import inspect
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pydantic_core
 from torch import nn
 
-from .. import __version__
-from ..core import lookup
-from ..core.errors import MismatchError
+from ..core import VERSION, lookup
+from ..core.errors import MismatchError, RecipeError
 from ..core.files import digest
 from ..core.objective import Term
 from ..core.scheme import Scheme
@@ -67,7 +67,12 @@ def make_scheme(stage: TrainStage, student: nn.Module, teachers: list[nn.Module]
     terms = [Term(lookup.build("objectives", spec.kind, spec.options), spec.weight) for spec in stage.objectives]
     teacher: Teacher | None = None
     if isinstance(stage, DistillStage):
-        given = teachers if not isinstance(stage.teacher.of, str) else teachers[0]
+        several = not isinstance(stage.teacher.of, str)
+        asked = next(iter(inspect.signature(lookup.find("teachers", stage.teacher.kind)).parameters.values())).annotation
+        if asked is not inspect.Parameter.empty and several != (typing.get_origin(asked) in (Sequence, list, tuple)):
+            way = "one stage, of: name" if several else "several stages, of: [one, other]"
+            raise RecipeError(f"the teacher {stage.teacher.kind} is made of {way}; given is of: {stage.teacher.of!r}")
+        given = teachers if several else teachers[0]
         teacher = lookup.build("teachers", stage.teacher.kind, stage.teacher.options, given)
     return lookup.build("schemes", stage.scheme.kind, stage.scheme.options, student, teacher, terms, task, example, facts)
 
@@ -80,7 +85,8 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
     """
     stage = recipe.stages[name]
     kinds = [recipe.task.kind]
-    told: dict[str, Any] = {"kind": stage.kind, "seed": recipe.seed, "version": __version__, "task": [recipe.task.kind, task.fingerprint()]}
+    asked = {key: value for key, value in full("tasks", recipe.task).items() if key != "root"}
+    told: dict[str, Any] = {"kind": stage.kind, "seed": recipe.seed, "version": VERSION, "task": [asked, task.fingerprint()]}
     if isinstance(stage, TrainStage):
         plain = stage.model_dump(mode="json", exclude={"model", "init", "objectives", "transfer", "scheme", "teacher", *_NO_MATTER})
         told |= {"training": plain, "transfer": full("transfer", stage.transfer), "scheme": full("schemes", stage.scheme)}

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from ..core import VERSION
 from ..core.artifact import Artifact
 from ..core.events import Event, Listener, Note, StageDone
-from ..core.files import atomic_write, lock, read_json, sweep, write_json
+from ..core.files import atomic_folder, atomic_write, lock, read_json, sweep, write_json
 from ..core.task import Task
+from .check import check_recipe, check_room
 from .compare import compare
 from .measured import measured
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe, parents
@@ -60,6 +61,9 @@ def run_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterabl
         listener(event)
 
     task = make_task(recipe)
+    if not _all_there(recipe, out, task):
+        check_recipe(recipe, task, hear)
+        check_room(out)
     with lock(out):
         sweep(out)
         atomic_write(out / "recipe.yaml", recipe.as_yaml().encode())
@@ -76,9 +80,29 @@ def run_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterabl
         for name in stages:
             stages[name]["metrics"] = finite(Artifact.open(out / "stages" / name, verify=False).metrics)
         seconds = time.monotonic() - began
-        write_json(out / "run.json", _record(recipe, out, seconds, stages, notes))
+        write_json(out / "run.json", _record(recipe, out, seconds, stages, [*_earlier_notes(out, stages), *map(vars, notes)]))
     whole = {name: {**stage, "artifact": str(out / stage["artifact"])} for name, stage in stages.items()}
     return Run(recipe.name, out, seconds, None, whole)
+
+
+def _all_there(recipe: Recipe, out: Path, task: Task) -> bool:
+    """Say whether every stage's artifact stands already, by its manifest alone."""
+    digests: dict[str, str] = {}
+    for name in recipe.stages:
+        if not (out / "stages" / name / "manifest.json").is_file():
+            return False
+        found = Artifact.open(out / "stages" / name, verify=False)
+        if found.stage_hash != stage_hashes(recipe, name, task, digests)[0]:
+            return False
+        digests[name] = found.digest
+    return True
+
+
+def _earlier_notes(out: Path, stages: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what an earlier run noted of the stages that this one reused."""
+    if not (out / "run.json").is_file():
+        return []
+    return [note for note in read_json(out / "run.json")["notes"] if stages.get(note["stage"], {}).get("reused")]
 
 
 def _stage(recipe: Recipe, name: str, out: Path, task: Task, digests: Mapping[str, str], listener: Listener) -> tuple[bool, Artifact]:
@@ -93,16 +117,17 @@ def _stage(recipe: Recipe, name: str, out: Path, task: Task, digests: Mapping[st
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(kept.path, target)
         found = Artifact.open(target)
-    if found is not None:
-        return True, found
     work = out / "work" / f"{name}-{whole[:12]}"
+    if found is not None:
+        shutil.rmtree(work, ignore_errors=True)  # what a kill left between publishing and clearing up
+        return True, found
     stage = recipe.stages[name]
     continued = _continue(stage, name, shelf, work, but_epochs) if isinstance(stage, TrainStage) else None
     if continued is not None:
         listener(Note(f"goes on from epoch {continued['epochs']} of an earlier run of this stage", name))
     lineage = {
         "stage_hash": whole, "hash_without_epochs": but_epochs, "parents": {one: digests[one] for one in parents(stage)}, "seed": recipe.seed,
-        "data": task.fingerprint(), "limbeck": __version__, "continued_from": continued,
+        "data": task.fingerprint(), "limbeck": VERSION, "continued_from": continued,
     }  # fmt: skip
     run_stage(Job(recipe, name, out, whole, lineage, work), task, listener)
     shutil.rmtree(work, ignore_errors=True)
@@ -124,9 +149,10 @@ def _shelve(artifact: Artifact, shelf: Path) -> None:
 
 
 def _continue(stage: TrainStage, name: str, shelf: Path, work: Path, but_epochs: str) -> dict[str, Any] | None:
-    """Start a stage from a shelved one that differs only in having been trained for fewer epochs."""
+    """Start a stage from a shelved one that differs only in having been trained for fewer epochs; say which, also when a kill came in between."""
+    told = work / "continued.json"
     if work.exists():
-        return None
+        return read_json(told) if told.is_file() else None
     fewer: list[tuple[int, Artifact]] = []
     for path in sorted(shelf.glob(f"{name}-*")):
         lineage = read_json(path / "lineage.json")
@@ -137,13 +163,13 @@ def _continue(stage: TrainStage, name: str, shelf: Path, work: Path, but_epochs:
         return None
     epochs, found = max(fewer, key=lambda pair: pair[0])
     found = Artifact.open(found.path)
-    scratch = work.with_name(f".{work.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(found.path / "checkpoint", scratch / "checkpoints")
-    (scratch / "best" / "student").mkdir(parents=True)
-    shutil.copy(found.path / "best.safetensors", scratch / "best" / "student" / "model.safetensors")
-    os.replace(scratch, work)
-    return {"epochs": epochs, "stage_hash": found.stage_hash}
+    continued = {"epochs": epochs, "stage_hash": found.stage_hash}
+    with atomic_folder(work) as scratch:
+        shutil.copytree(found.path / "checkpoint", scratch / "checkpoints")
+        (scratch / "best" / "student").mkdir(parents=True)
+        shutil.copy(found.path / "best.safetensors", scratch / "best" / "student" / "model.safetensors")
+        write_json(scratch / told.name, continued)
+    return continued
 
 
 def roles(recipe: Recipe) -> dict[str, str | None]:
@@ -166,7 +192,7 @@ def roles(recipe: Recipe) -> dict[str, str | None]:
     return found
 
 
-def _record(recipe: Recipe, out: Path, seconds: float, stages: Mapping[str, Any], notes: list[Note]) -> dict[str, Any]:
+def _record(recipe: Recipe, out: Path, seconds: float, stages: Mapping[str, Any], notes: list[dict[str, Any]]) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "lightning-fabric", "onnx", "onnxruntime", "numpy", "scikit-learn", "safetensors")}
     return {
         "recipe": recipe.name,
@@ -174,9 +200,9 @@ def _record(recipe: Recipe, out: Path, seconds: float, stages: Mapping[str, Any]
         "seconds": seconds,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["limbeck", *sys.argv[1:]]) if Path(sys.argv[0]).name == "limbeck" else f"limbeck run {shlex.quote(str(out / 'recipe.yaml'))}",
-        "environment": {"limbeck": __version__, "python": platform.python_version(), "platform": platform.platform(), **versions},
+        "environment": {"limbeck": VERSION, "python": platform.python_version(), "platform": platform.platform(), **versions},
         "recipe_yaml": recipe.as_yaml(),
-        "notes": [{"text": note.text, "stage": note.stage, "loud": note.loud} for note in notes],
+        "notes": notes,
         "roles": roles(recipe),
         "stages": stages,
     }

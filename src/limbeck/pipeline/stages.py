@@ -1,41 +1,32 @@
 """What each kind of stage does: artifacts in, one artifact out."""
 
 import math
-import os
-import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ..bridges import onnx_runtime
 from ..core import lookup
-from ..core.artifact import Artifact, Kind, seal
+from ..core.artifact import Artifact
 from ..core.errors import MismatchError
 from ..core.events import Listener, Note, StageStarted
-from ..core.files import atomic_folder, storage, write_json
+from ..core.files import atomic_folder, write_json
 from ..core.graph import Compressor, Exporter
 from ..core.task import Loader, Task
-from ..engine import checkpoint
-from ..engine.evaluate import Predictions, predict
-from ..engine.loop import Fit, Work, fit, steps_per_epoch
+from ..engine.loop import Work, fit, steps_per_epoch
 from ..engine.runtime import Runtime
 from ..export import Tolerance, parity
-from ..measure.fidelity import fidelity
-from ..measure.size import file_bytes, macs, parameters
+from ..measure.size import file_bytes
 from .modules import load_module, read_tensors
+from .publish import Publication, publish_module, real_inputs, seal_with_proof
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage
 from .resolve import graph_part, make_model, make_scheme, make_task, model_spec
 
-__all__ = ["Job", "run_stage"]
-
-GOLDEN = 8
-"""How many inputs and answers an artifact keeps as its golden ones."""
+__all__ = ["Job", "finite", "micro_batch", "run_stage"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ def _train(runtime: Runtime, job: Job, listener: Listener) -> None:
         student, *teachers = (_channels_last(model) for model in (student, *teachers))
     transfer = lookup.build("transfer", stage.transfer.kind, stage.transfer.options)
     loader: Loader = transfer.loader(
-        task, batch_size=_micro_batch(stage, runtime.world), seed=seed, rank=runtime.rank, world=runtime.world, device=runtime.device
+        task, batch_size=micro_batch(stage, runtime.world), seed=seed, rank=runtime.rank, world=runtime.world, device=runtime.device
     )
     example = next(iter(loader.batches(0)))
     student.to(runtime.device)
@@ -103,12 +94,11 @@ def _train(runtime: Runtime, job: Job, listener: Listener) -> None:
     torch.manual_seed(seed + 1 + runtime.rank)
     if runtime.is_main:
         listener(StageStarted(job.name, stage.kind, stage.epochs * steps_per_epoch(loader, stage)))
-    began = time.monotonic()
     watch = listener if runtime.is_main else _deaf
     work = Work(job.work, job.out / "logs" / job.name, job.recipe.runtime.tensorboard)
     result = fit(scheme, task, loader, stage, runtime, work=work, listener=watch, stage=job.name)
     if runtime.is_main:
-        _publish_module(job, stage, task, scheme.shipped()["student"], how, result, time.monotonic() - began, runtime.device)
+        publish_module(_publication(job), stage, task, scheme.shipped()["student"], how, result, work.checkpoints, runtime.device)
     runtime.barrier()
 
 
@@ -120,7 +110,12 @@ def _channels_last(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def _micro_batch(stage: TrainStage, world: int) -> int:
+def micro_batch(stage: TrainStage, world: int) -> int:
+    """Return how many examples of a step fall to each micro-batch of each device.
+
+    Raises:
+        MismatchError: they do not divide.
+    """
     shares = stage.accumulate * world
     if stage.batch_size % shares:
         raise MismatchError(
@@ -130,73 +125,16 @@ def _micro_batch(stage: TrainStage, world: int) -> int:
     return stage.batch_size // shares
 
 
-def _publish_module(
-    job: Job, stage: TrainStage, task: Task, model: nn.Module, how: Mapping[str, Any], result: Fit, seconds: float, device: torch.device
-) -> None:
-    facts = task.facts()
-    last = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    best = result.best["student"]
-    chosen = best if stage.select == "best" else last
-    model.load_state_dict(chosen)
-    model.eval()
-    metrics: dict[str, Any] = {"epochs": len(result.history), "best_epoch": result.best_epoch, "train_seconds": seconds}
-    metrics["steps_per_s"] = result.steps / seconds if seconds > 0 else 0.0
-    for name, value in result.history[result.best_epoch - 1].items() if result.best_epoch else ():
-        if name.startswith("validation_"):
-            metrics[name] = value
-            metrics[f"{name}_last"] = result.history[-1][name]
-    example = torch.zeros(1, *facts.in_shape, device=device)
-    metrics |= {"parameters": parameters(model), "macs": macs(model, example)}
-
-    def answer(inputs: Tensor) -> Tensor:
-        return task.forward(model, {"input": inputs}).main.logits
-
-    with atomic_folder(job.target) as folder:
-        with storage(folder):
-            save_file(best, folder / "best.safetensors")
-            save_file(last, folder / "last.safetensors")
-            os.link(folder / f"{stage.select}.safetensors", folder / "model.safetensors")
-            write_json(folder / "history.json", {"epochs": result.history})
-            state = checkpoint.latest(job.work / "checkpoints")
-            assert state is not None
-            shutil.copytree(state, folder / "checkpoint" / state.name)
-        spec = {**how, "classes": facts.classes, "class_names": list(facts.class_names), "in_shape": list(facts.in_shape), "preprocess": dict(facts.preprocess)}
-        _finish(job, folder, task, answer, "module", "model.safetensors", spec, metrics, device)
-
-
-def _finish(
-    job: Job, folder: Path, task: Task, answer: Callable[[Tensor], Tensor], kind: Kind, model: str, spec: Mapping[str, Any], metrics: dict[str, Any],
-    device: torch.device | None = None,
-) -> None:  # fmt: skip
-    """Open the test split, once; keep golden answers; write lineage, recipe and manifest."""
-    inputs = real_inputs(task, GOLDEN, device)
-    with torch.no_grad():
-        save_file({"inputs": inputs.cpu().contiguous(), "outputs": answer(inputs).float().cpu().contiguous()}, folder / "golden.safetensors")
-    if "test" in task.splits():
-        said = predict(answer, task, "test", device=device)
-        save_file({"logits": said.logits.contiguous(), "labels": said.labels.contiguous(), "ids": said.ids.contiguous()}, folder / "predictions.safetensors")
-        metrics |= fidelity(said.logits, said.labels, _teacher_logits(job, said))
-    write_json(folder / "lineage.json", dict(job.lineage))
-    (folder / "recipe.yaml").write_text(job.recipe.as_yaml())
-    seal(folder, name=job.name, kind=kind, model=model, stage_hash=job.stage_hash, spec=spec, metrics=metrics)
-
-
-def _teacher_logits(job: Job, said: Predictions) -> Tensor | None:
-    """Return what the teacher at the head of this stage's line said of the test split, where one model taught it."""
+def _publication(job: Job) -> Publication:
+    """Say what an artifact says of itself; its teacher is the one at the head of the stage's line, where one model taught it."""
     name = job.name
     while not isinstance(stage := job.recipe.stages[name], TrainStage):
         name = stage.of
-    if not isinstance(stage, DistillStage) or len(stage.teacher.stages) != 1:
-        return None
-    told = read_tensors(job.parent(stage.teacher.stages[0]).path / "predictions.safetensors")
-    return told["logits"] if torch.equal(told["ids"], said.ids) else None
-
-
-def real_inputs(task: Task, count: int, device: torch.device | None = None) -> Tensor:
-    """Return the first inputs of the training split's first epoch `[count, ...]`, all there are where there are fewer."""
-    count = min(count, task.facts().examples)
-    batch = task.batch(next(iter(task.loader("train", batch_size=count, device=device).batches(0))))
-    return batch["input"]
+    teacher = None
+    if isinstance(stage, DistillStage) and len(stage.teacher.stages) == 1:
+        said = job.parent(stage.teacher.stages[0]).path / "predictions.safetensors"
+        teacher = read_tensors(said) if said.is_file() else None
+    return Publication(job.target, job.name, job.stage_hash, job.lineage, job.recipe.as_yaml(), teacher)
 
 
 def _export(job: Job, stage: ExportStage, task: Task, listener: Listener) -> None:
@@ -217,7 +155,8 @@ def _export(job: Job, stage: ExportStage, task: Task, listener: Listener) -> Non
         found = parity(reference, onnx_runtime.run(session, inputs))
         found.check(Tolerance(max_abs=stage.tolerance))
         metrics = {"file_bytes": file_bytes(path), "parameters": source.metrics["parameters"], "macs": source.metrics["macs"], **found.metrics()}
-        _finish(job, folder, task, lambda given: onnx_runtime.run(session, given), "graph", exporter.file, {**source.spec, "format": part.kind}, metrics)
+        spec = {**source.spec, "format": part.kind}
+        seal_with_proof(_publication(job), folder, task, lambda given: onnx_runtime.run(session, given), "graph", exporter.file, spec, metrics)
 
 
 def _quantize(job: Job, stage: QuantizeStage, task: Task, listener: Listener) -> None:
@@ -240,7 +179,8 @@ def _quantize(job: Job, stage: QuantizeStage, task: Task, listener: Listener) ->
             "macs": source.metrics["macs"],
             **found.metrics(),
         }
-        _finish(job, folder, task, lambda given: onnx_runtime.run(session, given), "graph", path.name, {**source.spec, "method": part.kind}, metrics)
+        spec = {**source.spec, "method": part.kind}
+        seal_with_proof(_publication(job), folder, task, lambda given: onnx_runtime.run(session, given), "graph", path.name, spec, metrics)
 
 
 def finite(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .. import __version__
+from ..core import VERSION
 from . import _plots, _story, _tables
 from ._chart import key_mark
 from ._format import DASH, duration, times, times_span
@@ -24,7 +24,7 @@ def page(run: Run) -> str:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(key_mark=key_mark, meaning=MEANING)
     style = Markup((TEMPLATES / "report.css").read_text("utf-8"))
-    return environment.get_template("page.html.j2").render(style=style, version=__version__, **context(run))
+    return environment.get_template("page.html.j2").render(style=style, version=VERSION, **context(run))
 
 
 def context(run: Run) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Offline(Scheme):
         self._facts = facts
         self._reads = Reads()
         self._names = self._name_terms()
-        self._bound = False
+        self._bound = self._late = False
         self._prepare()
         if example is not None:
             self.bind(self.task.batch(example))
@@ -79,7 +79,10 @@ class Offline(Scheme):
 
     @torch.no_grad()
     def bind(self, batch: Batch) -> None:
-        """Check both sides against one batch and let the objectives build their projectors; the student's statistics and the random state stay as they were."""
+        """Check both sides against one batch and let the objectives build their projectors; the student's statistics and mode stay as they were.
+
+        So does the random state, but for what the projectors' first weights draw.
+        """
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()
         try:
@@ -90,7 +93,7 @@ class Offline(Scheme):
                 module.training = mode
         for term in self._terms:
             term.objective.bind(student, teacher, self.task, self._facts)
-        self._bound = True
+        self._bound, self._late = True, False
 
     def _ask_student(self, batch: Batch) -> Knowledge:
         if not self._reads.features:
@@ -104,8 +107,9 @@ class Offline(Scheme):
         if not self._bound:
             before = sum(1 for _ in self.parameters())
             self.bind(read)
-            if sum(1 for _ in self.parameters()) != before:
-                raise MismatchError("an objective builds a projector, which the optimizer must hold from the start: give the scheme `example=` a batch")
+            self._late = sum(1 for _ in self.parameters()) != before
+        if self._late:
+            raise MismatchError("an objective builds a projector, which the optimizer must hold from the start: give the scheme `example=` a batch")
         student = self._ask_student(read)
         teacher = self.teacher(read, student) if self.teacher is not None and self._asks_teacher else None
         mask = student.mask

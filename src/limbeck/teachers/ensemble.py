@@ -67,7 +67,7 @@ class Ensemble(Teacher):
             raise MismatchError(
                 f"the members of an ensemble answer in different shapes: {', '.join(str(tuple(s)) for s in sorted(shapes))}; they must know the same classes"
             )
-        stacked = torch.stack([response.logits.float() for response in responses])  # [M, N, C]
+        stacked = torch.stack([response.logits.to(torch.promote_types(response.logits.dtype, torch.float32)) for response in responses])  # [M, N, C]
         weights = stacked.new_tensor(self.weights).view(-1, *[1] * (stacked.dim() - 1))
         if self.average == "logits" or link == "identity":
             return Dense((weights * stacked).sum(0), link)

@@ -34,6 +34,7 @@ class Frozen(Teacher):
         """Raises RecipeError for a layer that the model has not."""
         check_paths(self.model, reads.features, "teacher")
         self._reads, self._task = reads, task
+        self.model.eval()  # every layer, also where the model itself says that it is
 
     @torch.no_grad()
     def forward(self, batch: Batch, student: Knowledge | None = None) -> Knowledge:

@@ -1,0 +1,100 @@
+"""Everything about a recipe that can be found wrong without training."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core import lookup
+from ..core.errors import DataError, StorageError
+from ..core.events import Listener, Note, silent
+from ..core.files import storage
+from ..core.objective import Objective
+from ..core.scheme import Scheme
+from ..core.task import Task
+from ..engine.loop import optimizers, steps_per_epoch
+from ..engine.runtime import Runtime
+from ..measure.size import parameters
+from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe
+from .resolve import graph_part, make_model, make_scheme, make_task, model_spec
+from .stages import micro_batch
+
+__all__ = ["check", "check_recipe", "check_room"]
+
+_ROOM = 64 << 20
+"""Bytes that a run needs at the least for what it writes beside weights."""
+
+
+def check(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterable[str] = (), listener: Listener = silent) -> list[str]:
+    """Check a recipe whole and return a line for each thing that was found right.
+
+    The data are read, every model is built, every scheme is bound with one real batch, and every exporter and compressor is made.
+    Nothing is trained or written.
+
+    Raises:
+        LimbeckError: the first thing that is wrong, in one line.
+    """
+    recipe = load_recipe(source, sets)
+    return check_recipe(recipe, make_task(recipe), listener)
+
+
+def check_recipe(recipe: Recipe, task: Task, listener: Listener) -> list[str]:
+    """Check a recipe that was read, on a task that was made."""
+    facts, spec = task.facts(), recipe.runtime
+    shape = "x".join(str(size) for size in facts.in_shape)
+    said = [f"task {recipe.task.kind}: {facts.examples} training examples of {shape}, {facts.classes} classes, splits {', '.join(task.splits())}"]
+    if "validation" not in task.splits():
+        listener(Note("no validation split: the last epoch is what is kept and reported"))
+    models: dict[str, nn.Module] = {}
+    with torch.random.fork_rng(devices=[]):
+        for name, stage in recipe.stages.items():
+            if isinstance(stage, TrainStage):
+                runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
+                models[name] = models[stage.init] if stage.init else make_model(model_spec(stage.model, facts))  # pyright: ignore[reportArgumentType]
+                said.append(f"stage {name}: {_trains(recipe, name, stage, task, models, listener)} on {spec.devices} x {runtime.fabric.device.type}")
+            elif isinstance(stage, ExportStage):
+                part = graph_part("export", stage.format)
+                lookup.build("export", part.kind, part.options)
+                said.append(f"stage {name}: {stage.of} as {part.kind}")
+            elif isinstance(stage, QuantizeStage):
+                part = graph_part("compress", stage.method)
+                lookup.build("compress", part.kind, part.options)
+                said.append(f"stage {name}: {stage.of} by {part.kind}")
+    return said
+
+
+def _trains(recipe: Recipe, name: str, stage: TrainStage, task: Task, models: Mapping[str, nn.Module], listener: Listener) -> str:
+    """Bind a training stage's scheme with one real batch, as training will, and say what it comes to."""
+    transfer = lookup.build("transfer", stage.transfer.kind, stage.transfer.options)
+    loader = transfer.loader(task, batch_size=micro_batch(stage, recipe.runtime.devices), seed=recipe.seed)
+    teachers = [models[one] for one in stage.teacher.stages] if isinstance(stage, DistillStage) else []
+    first = next(iter(loader.batches(0)), None)
+    if first is None:
+        raise DataError(f"stage {name}: an epoch has no batch of {stage.batch_size}")
+    scheme = make_scheme(stage, models[name], teachers, task, task.facts(), first)
+    optimizers(scheme, stage)
+    steps = steps_per_epoch(loader, stage)
+    shares = stage.accumulate * recipe.runtime.devices
+    if shares > 1 and (batchwise := _batchwise(scheme)):
+        listener(Note(f"{', '.join(batchwise)} compare examples within a batch: {shares} micro-batches change what they mean", name, loud=True))
+    return f"{stage.kind} {parameters(models[name]):,} parameters for {stage.epochs} epochs of {steps} steps"
+
+
+def _batchwise(scheme: Scheme) -> list[str]:
+    return [type(module).__name__ for module in scheme.modules() if isinstance(module, Objective) and module.batchwise]
+
+
+def check_room(out: Path) -> None:
+    """Refuse a folder that cannot be written, or a disk that is all but full, before anything is trained.
+
+    Raises:
+        StorageError: with the folder, what is free, and the way out.
+    """
+    with storage(out):
+        out.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out).free
+    if free < _ROOM:
+        raise StorageError(f"only {free >> 20} MiB are free for {out}: free some, or choose another folder with --out")

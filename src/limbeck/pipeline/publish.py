@@ -1,0 +1,112 @@
+"""Put a trained model, or an exported file, into the folder that is its artifact."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..core.artifact import Kind, seal
+from ..core.files import atomic_folder, storage, write_json
+from ..core.task import Task
+from ..engine import checkpoint
+from ..engine.evaluate import predict
+from ..engine.loop import Fit
+from ..engine.plan import Training
+from ..measure.fidelity import fidelity
+from ..measure.size import macs, parameters
+
+__all__ = ["Publication", "choose", "publish_module", "real_inputs", "seal_with_proof", "training_metrics"]
+
+GOLDEN = 8
+"""How many inputs and answers an artifact keeps as its golden ones."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What an artifact says of itself beside its model; `teacher` is what its teacher said of the test split: `ids [N]` and `logits [N, C]`."""
+
+    target: Path
+    name: str
+    stage_hash: str
+    lineage: Mapping[str, Any]
+    recipe: str
+    teacher: Mapping[str, Tensor] | None = None
+
+
+def choose(model: nn.Module, fitted: Fit, plan: Training) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Load the best or the last weights into a trained model, as the plan has it; return the best and the last."""
+    last = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    best = fitted.best["student"]
+    model.load_state_dict(best if plan.select == "best" else last)
+    model.eval()
+    return best, last
+
+
+def training_metrics(fitted: Fit) -> dict[str, Any]:
+    """Return how training went: the validation metrics of the best epoch, and of the last."""
+    metrics: dict[str, Any] = {"epochs": len(fitted.history), "best_epoch": fitted.best_epoch, "train_seconds": fitted.seconds}
+    metrics["steps_per_s"] = fitted.steps / fitted.seconds if fitted.seconds > 0 else 0.0
+    for name, value in fitted.history[fitted.best_epoch - 1].items():
+        if name.startswith("validation_"):
+            metrics |= {name: value, f"{name}_last": fitted.history[-1][name]}
+    return metrics
+
+
+def publish_module(
+    told: Publication, plan: Training, task: Task, model: nn.Module, how: Mapping[str, Any], fitted: Fit, state: Path, device: torch.device
+) -> dict[str, Any]:
+    """Write a trained module's artifact; `how` says how to rebuild it, `state` holds the checkpoints. The chosen weights stay loaded; returns the metrics."""
+    facts = task.facts()
+    best, last = choose(model, fitted, plan)
+    example = torch.zeros(1, *facts.in_shape, device=device)
+    metrics = training_metrics(fitted) | {"parameters": parameters(model), "macs": macs(model, example)}
+
+    def answer(inputs: Tensor) -> Tensor:
+        return task.forward(model, {"input": inputs}).main.logits
+
+    with atomic_folder(told.target) as folder:
+        with storage(folder):
+            save_file(best, folder / "best.safetensors")
+            save_file(last, folder / "last.safetensors")
+            os.link(folder / f"{plan.select}.safetensors", folder / "model.safetensors")
+            write_json(folder / "history.json", {"epochs": fitted.history})
+            newest = checkpoint.latest(state)
+            assert newest is not None, "a finished training has a checkpoint"
+            shutil.copytree(newest, folder / "checkpoint" / newest.name)
+        seen = {"in_shape": list(facts.in_shape), "classes": facts.classes, "class_names": list(facts.class_names), "preprocess": dict(facts.preprocess)}
+        seal_with_proof(told, folder, task, answer, "module", "model.safetensors", {**how, **seen}, metrics, device)
+    return metrics
+
+
+def seal_with_proof(
+    told: Publication, folder: Path, task: Task, answer: Callable[[Tensor], Tensor], kind: Kind, model: str, spec: Mapping[str, Any],
+    metrics: dict[str, Any], device: torch.device | None = None,
+) -> None:  # fmt: skip
+    """Open the test split, once; keep golden answers; write lineage, recipe and manifest. What is found is added to `metrics`."""
+    inputs = real_inputs(task, GOLDEN, device)
+    with torch.no_grad():
+        save_file({"inputs": inputs.cpu().contiguous(), "outputs": answer(inputs).float().cpu().contiguous()}, folder / "golden.safetensors")
+    if "test" in task.splits():
+        said = predict(answer, task, "test", device=device)
+        save_file({"logits": said.logits.contiguous(), "labels": said.labels.contiguous(), "ids": said.ids.contiguous()}, folder / "predictions.safetensors")
+        comparable = told.teacher is not None and torch.equal(told.teacher["ids"], said.ids)
+        metrics |= fidelity(said.logits, said.labels, told.teacher["logits"] if told.teacher is not None and comparable else None)
+    write_json(folder / "lineage.json", dict(told.lineage))
+    (folder / "recipe.yaml").write_text(told.recipe)
+    seal(folder, name=told.name, kind=kind, model=model, stage_hash=told.stage_hash, spec=spec, metrics=metrics)
+
+
+def real_inputs(task: Task, count: int, device: torch.device | None = None) -> Tensor:
+    """Return the first inputs of the training split's first epoch `[count, ...]`, all there are where there are fewer."""
+    wanted, found = min(count, task.facts().examples), []
+    for raw in task.loader("train", batch_size=wanted, device=device).batches(0):
+        found.append(task.batch(raw)["input"])
+        if sum(len(one) for one in found) >= wanted:
+            break
+    return torch.cat(found)[:wanted]
