@@ -1,6 +1,7 @@
 """Folders of image files: layouts, modes and sizes, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from limbeck.tasks._folder import find_images, read_folder, read_image
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 
 
-def save(path: Path, pixels: np.ndarray, **how: object) -> Path:
+def save(path: Path, pixels: np.ndarray, **how: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **how)
     return path
@@ -68,15 +69,12 @@ def test_upright(tmp_path: Path) -> None:
     assert np.array_equal(read_image(path, "RGB", None), np.rot90(COLOUR, -1).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("kind", ["text", "empty", "cut", "flipped"])
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
+@pytest.mark.parametrize(("kind", "suffix"), [*((k, s) for k in ("text", "empty", "cut") for s in ("png", "jpg", "bmp")), ("flipped", "png")])
 def test_an_unreadable_image_is_named(tmp_path: Path, kind: str, suffix: str) -> None:
     save(tmp_path / "a" / "1.png", COLOUR)
     bad = save(tmp_path / "b" / f"1.{suffix}", np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8))
     whole = bad.read_bytes()
     if kind == "flipped":
-        if suffix != "png":
-            pytest.skip("this format carries no checksum")
         bad.write_bytes(whole[:100] + bytes(b ^ 0xFF for b in whole[100:140]) + whole[140:])
     else:
         bad.write_bytes({"text": b"no image", "empty": b"", "cut": whole[: len(whole) // 2]}[kind])

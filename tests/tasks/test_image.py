@@ -26,7 +26,7 @@ def everything(task: Image) -> dict[str, set[int]]:
 def test_digits_equal_scikit_learns() -> None:
     from sklearn.datasets import load_digits
 
-    wanted = load_digits()
+    wanted: Any = load_digits()
     task = Image(validation=0, normalize=False)
     facts = task.facts()
     assert (facts.in_shape, facts.classes, facts.class_names, facts.labelled) == ((1, 8, 8), 10, tuple("0123456789"), True)
@@ -95,10 +95,10 @@ def test_fashion_names(mnist: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize(("data", "kind", "labels", "classes"), [("cifar10", 10, "fine", 10), ("cifar100", 100, "fine", 100), ("cifar100", 100, "coarse", 20)])
 def test_cifar(cifar: Callable[..., Path], data: Any, kind: int, labels: Any, classes: int) -> None:
-    task = Image(data=data, root=str(cifar(kind, count=40)), labels=labels, augment=[Crop(padding=4), Flip()])
+    task = Image(data=data, root=str(cifar(kind, count=200)), labels=labels, augment=[Crop(padding=4), Flip()])
     facts = task.facts()
     assert facts.in_shape == (3, 32, 32) and facts.classes == classes and facts.preprocess["mode"] == "RGB"
-    assert len(everything(task)["test"]) == 40
+    assert len(everything(task)["test"]) == 200
     assert next(task.loader("train", batch_size=8).batches(0))["input"].shape == (8, 3, 32, 32)
 
 
@@ -183,9 +183,8 @@ def test_fingerprint_says_what_the_data_are(mnist: Callable[..., Path], tmp_path
     (root / "mnist").rename(moved / "mnist")
     assert Image(data="mnist", root=str(moved)).fingerprint() == base.fingerprint()  # not where they lie
     assert Image(data="mnist", root=str(moved), class_weight="balanced").fingerprint() == base.fingerprint()  # nor what the loss makes of them
-    changed: list[dict[str, Any]] = [
-        {"validation": 0.2}, {"split_seed": 1}, {"subset": 50}, {"normalize": False}, {"augment": [Shift(pixels=1)]}, {"augment": [Shift(pixels=2)]}, {"augment": [Crop(padding=2)]},
-    ]  # fmt: skip
+    steps = [Shift(pixels=1), Shift(pixels=2), Crop(padding=2)]
+    changed: list[dict[str, Any]] = [{"validation": 0.2}, {"split_seed": 1}, {"subset": 50}, {"normalize": False}, *({"augment": [step]} for step in steps)]
     found = {base.fingerprint()} | {Image(data="mnist", root=str(moved), **each).fingerprint() for each in changed}
     assert len(found) == 1 + len(changed)
     file = moved / "mnist" / "t10k-labels-idx1-ubyte.gz"

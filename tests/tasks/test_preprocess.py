@@ -95,10 +95,7 @@ def test_what_does_not_fit(raw: np.ndarray, told: dict[str, Any], error: type[Ex
 
 def test_units_of_floats_are_their_own() -> None:
     raw = np.array([-3.0, 0.0, 0.5, 700.0]).repeat(5).reshape(1, 4, 5)
-    assert (
-        close(prepare(raw, UNITS), expected(raw[..., None], UNITS, 1.0) * 1.0)
-        or (prepare(raw, UNITS).double() - expected(raw[..., None], UNITS, 1.0)).abs().max() < 1e-4
-    )
+    assert torch.equal(prepare(raw, UNITS).double(), expected(raw[..., None], UNITS, 1.0))  # exact in float32
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:

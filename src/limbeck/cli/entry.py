@@ -37,6 +37,7 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def _fail(arguments: Sequence[str], kind: str, message: str, code: int) -> int:
+    message = " ".join(message.splitlines())
     complain(message)
     if "--json" in arguments:
         say_json({"error": {"type": kind, "message": message}})

@@ -8,18 +8,12 @@ _SHARES = ("accuracy", "agreement")
 
 
 def percent(share: float) -> str:
-    """
-    >>> percent(0.9444)
-    '94.4%'
-    """
+    """Return a share as `94.4%`."""
     return f"{100 * share:.1f}%"
 
 
 def file_size(count: float) -> str:
-    """
-    >>> file_size(505997), file_size(12)
-    ('506 kB', '12 B')
-    """
+    """Return bytes as `506 kB`, a kB being 1,000 of them."""
     for unit in ("B", "kB", "MB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -28,11 +22,8 @@ def file_size(count: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """
-    >>> clock(0.84), clock(75), clock(3700)
-    ('0.8 s', '1:15', '1:01:40')
-    """
-    if seconds < 60:
+    """Return a duration as `0.8 s`, `1:15` or `1:01:40`."""
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -40,11 +31,7 @@ def clock(seconds: float) -> str:
 
 
 def of_epoch(metrics: Mapping[str, float]) -> str:
-    """Return the loss, and how the model does on the validation split, from what a step or an epoch reports.
-
-    >>> of_epoch({"step": 20, "lr": 0.1, "train_loss": 0.25, "validation_accuracy": 0.9, "validation_loss": 0.3})
-    'loss 0.2500, validation accuracy 90.0%'
-    """
+    """Return the loss, and how the model does on the validation split, from what a step or an epoch reports."""
     loss = metrics.get("loss", metrics.get("train_loss"))
     scores = [name for name in metrics if name.startswith("validation_")]
     shown = [name for name in scores if not name.endswith("_loss")] or scores
@@ -53,11 +40,7 @@ def of_epoch(metrics: Mapping[str, float]) -> str:
 
 
 def of_stage(metrics: Mapping[str, float]) -> str:
-    """Return what matters of a finished stage.
-
-    >>> of_stage({"accuracy": 0.9, "macs": 100, "parameters": 5850, "file_bytes": 12675})
-    'accuracy 90.0%, 5,850 parameters, 12.7 kB'
-    """
+    """Return what matters of a finished stage: accuracy on the test split, parameters, the file's size, as far as they are known."""
     said = [f"accuracy {percent(metrics['accuracy'])}"] if "accuracy" in metrics else []
     said += [f"{metrics['parameters']:,.0f} parameters"] if "parameters" in metrics else []
     return ", ".join(said + ([file_size(metrics["file_bytes"])] if "file_bytes" in metrics else []))

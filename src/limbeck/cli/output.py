@@ -67,12 +67,14 @@ def stdout_kept() -> Iterator[None]:
     if sys.stdout is None or sys.stderr is None:
         yield
         return
-    sys.stdout.flush()
+    ours = sys.stdout
+    ours.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
+        ours.flush()  # a library may have kept hold of it
         os.dup2(kept, 1)
         os.close(kept)

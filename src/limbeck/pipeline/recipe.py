@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pydantic
 import yaml
@@ -160,13 +160,13 @@ def load_recipe(source: "str | Path | Mapping[str, Any] | Recipe", sets: Iterabl
         tree, base = _copy(source), Path.cwd()
     else:
         file = _file(str(source))
-        tree, base = _parse(file.read_text(), str(file)), file.resolve().parent
+        tree, base = _parse(_text(file), str(file)), file.resolve().parent
     if not isinstance(tree, dict):
         raise RecipeError(f"{source} is no recipe: it must be a mapping with name, task and stages")
-    tree = _expand(tree)
-    _anchor(tree, base)
     for setting in sets:
         _set(tree, setting)
+    tree = _expand(tree)
+    _anchor(tree, base)
     return _validate(tree)
 
 
@@ -181,9 +181,29 @@ def _file(source: str) -> Path:
     raise RecipeError(f"there is no recipe {source!r}{did_you_mean(source, known)} (built in; or give a .yaml file)")
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file} cannot be read as text: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without code, and without a key that is given twice: the first would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         first = " ".join(str(error).split())
         raise RecipeError(f"{where} is not YAML: {first}") from None
@@ -194,6 +214,8 @@ def _copy(tree: Any) -> Any:
         return tree.model_dump(mode="json")
     if isinstance(tree, Mapping):
         return {str(key): _copy(value) for key, value in tree.items()}
+    if isinstance(tree, os.PathLike):
+        return os.fspath(tree)
     return [_copy(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
 
@@ -224,7 +246,7 @@ def _set(tree: dict[str, Any], setting: str) -> None:
     path, equals, text = setting.partition("=")
     if not equals or not path:
         raise RecipeError(f"--set {setting!r} must read a.b.c=value")
-    value = _parse(text, f"the value of --set {path}")
+    value = _expand(_parse(text, f"the value of --set {path}"))
     keys = path.split(".")
     if keys == ["task", "root"] and isinstance(value, str):
         value = str(Path(value).expanduser().resolve())
@@ -232,7 +254,7 @@ def _set(tree: dict[str, Any], setting: str) -> None:
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(here, list):
-            if not key.isdigit() or int(key) >= len(here):
+            if not key.isdecimal() or int(key) >= len(here):
                 raise RecipeError(f"--set {path}: {'.'.join(keys[:depth])} is a list of {len(here)}, and {key!r} is no index of it")
             if last:
                 here[int(key)] = value
@@ -253,7 +275,7 @@ def _validate(tree: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise RecipeError(_one_line(error)) from None
+        raise RecipeError(_one_line(error, tree)) from None
     earlier: list[str] = []
     for name, stage in recipe.stages.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -279,25 +301,55 @@ def _validate(tree: dict[str, Any]) -> Recipe:
     return recipe
 
 
-def _one_line(error: pydantic.ValidationError) -> str:
-    """Turn pydantic's first complaint into one line with the nearest valid choice."""
-    first = error.errors()[0]
-    stages = {"train": TrainStage, "distill": DistillStage, "export": ExportStage, "quantize": QuantizeStage}
-    loc = [str(piece) for piece in first["loc"] if str(piece) not in stages]
-    path, kind = ".".join(loc), first["type"]
+def _one_line(error: pydantic.ValidationError, tree: Any) -> str:
+    """Turn pydantic's first complaint into one line with the nearest valid choice; of those about one option, the one that looked deepest into it."""
+    traced = [(*_trace(each["loc"], tree), each) for each in error.errors(include_url=False)]
+    start = traced[0][0]
+    about = [one for one in traced if one[0][: len(start)] == start]
+    path, models, first = max(about, key=lambda one: (len(one[0]), not one[2]["type"].endswith("_type")))
+    place, kind, last = ".".join(path), first["type"], str(first["loc"][-1])
     if kind == "extra_forbidden":
-        model: Any = Recipe
-        for piece in first["loc"][:-1]:
-            if str(piece) in stages:
-                model = stages[str(piece)]
-            elif isinstance(model, type) and issubclass(model, BaseModel) and piece in model.model_fields:
-                model = model.model_fields[str(piece)].annotation
-        known = set(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else set()
-        return f"no option {loc[-1]!r} in {'.'.join(loc[:-1]) or 'the recipe'}{did_you_mean(loc[-1], known)}"
+        return f"no option {last!r} in {'.'.join(path[:-1]) or 'the recipe'}{did_you_mean(last, {name for model in models for name in model.model_fields})}"
     if kind == "missing":
-        return f"{'.'.join(loc[:-1]) or 'the recipe'} needs the option {loc[-1]!r}"
+        return f"{place or 'the recipe'} needs the option {last!r}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tags = [tag.strip(" '") for tag in first.get("ctx", {}).get("expected_tags", "").split(",") if tag.strip()]
-        tag = str(first.get("ctx", {}).get("tag", ""))
-        return f"{path} needs a kind{did_you_mean(tag, tags)}" if not tag else f"no kind {tag!r} for {path}{did_you_mean(tag, tags)}"
-    return f"{path or 'the recipe'}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+        tag, tags = str(first.get("ctx", {}).get("tag", "")), [str(_tag(model)) for model in _models(_within(models, path[-1]))]
+        return f"{place} needs a kind{did_you_mean(tag, tags)}" if not tag else f"no kind {tag!r} for {place}{did_you_mean(tag, tags)}"
+    given = " ".join(repr(first["input"]).split())
+    return f"{place or 'the recipe'}: {first['msg'][0].lower()}{first['msg'][1:]}, not {given if len(given) <= 80 else f'{given[:77]}...'}"
+
+
+def _trace(location: tuple[int | str, ...], tree: Any) -> tuple[list[str], list[Any]]:
+    """Return the pieces of an error's location that are in the recipe, and the types about the last one.
+
+    pydantic puts the kinds of union members among the pieces.
+    """
+    path: list[str] = []
+    value, kind, about = tree, Recipe, [Recipe]
+    for piece in location:
+        if not (isinstance(value, list) and isinstance(piece, int)) and not (isinstance(value, dict) and piece in value):
+            kind = next((model for model in _models(kind) if _tag(model) == piece), kind)
+            continue
+        about, kind = _models(kind) or [kind], _within(_models(kind) or [kind], str(piece))
+        path.append(str(piece))
+        value = value[piece]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return path, about
+
+
+def _models(kind: Any) -> list[Any]:
+    """The models that a type admits: itself, or a union's members."""
+    if isinstance(kind, type):
+        return [kind] if issubclass(kind, BaseModel) else []
+    return [model for inner in get_args(kind) if get_origin(kind) not in (list, dict) for model in _models(inner)]
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None
+
+
+def _within(kinds: list[Any], piece: str) -> Any:
+    """The type of what lies at `piece`: a field of one of the models, or an item of a list or mapping."""
+    for model in kinds:
+        if isinstance(model, type) and issubclass(model, BaseModel) and piece in model.model_fields:
+            return model.model_fields[piece].annotation
+    return get_args(kinds[0])[-1] if get_args(kinds[0]) else None

@@ -4,6 +4,7 @@ Shapes: N examples, C classes.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from ..core.errors import DataError, MismatchError
 from ..core.task import Batch, Loader, Split
 
-__all__ = ["HasLogits", "UserLoader", "as_batch", "as_logits", "batch_count"]
+__all__ = ["HasLogits", "UserLoader", "as_batch", "as_logits", "batch_count", "undisturbed"]
 
 
 @runtime_checkable
@@ -105,6 +106,19 @@ def batch_count(loader: Any, split: str) -> int:
     if not count:
         raise DataError(f"the {split} loader has no batch: its data are empty, or fewer than one batch with drop_last")
     return count
+
+
+@contextmanager
+def undisturbed(loader: object) -> Iterator[None]:
+    """Put torch's random state back after the block, and that of the loader's own generator."""
+    own = loader.generator if isinstance(loader, DataLoader) else None
+    state = None if own is None else own.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        if own is not None and state is not None:
+            own.set_state(state)
 
 
 def _distributed(loader: object) -> "DistributedSampler[Any] | None":

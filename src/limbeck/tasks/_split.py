@@ -56,7 +56,9 @@ def carve(labels: Tensor, rows: Tensor, fraction: float, seed: int) -> tuple[Ten
         if int(give.sum()) < want and give[label] < most[label]:
             give[label] += 1
     if not int(give.sum()):
-        raise DataError(f"validation={fraction:g} of {len(rows)} training examples is none: raise it, or set it to 0 to validate on nothing")
+        raise DataError(
+            f"validation={fraction:g} of {len(rows)} training examples is none, for every class keeps one: raise it, or set it to 0 to validate on nothing"
+        )
     dealt = _shuffled_by_class(labels, rows, seed, _CARVE)
     place = torch.arange(len(dealt)) - (counts.cumsum(0) - counts)[labels[dealt]]  # of a row within its class
     taken = place < give[labels[dealt]]

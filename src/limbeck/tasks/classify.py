@@ -15,7 +15,7 @@ from ..core.errors import DataError, MismatchError, RecipeError, did_you_mean
 from ..core.files import digest
 from ..core.knowledge import Dense, Knowledge
 from ..core.task import Batch, Facts, Loader, Split, Task
-from ._adapter import UserLoader, as_batch, as_logits, batch_count
+from ._adapter import UserLoader, as_batch, as_logits, batch_count, undisturbed
 
 _NO_LABEL = -(1 << 62)
 """torch's cross-entropy passes over one label, -100 by default, and calls its loss zero: here that is some number nobody writes."""
@@ -133,10 +133,11 @@ class Classify(Task):
     def _facts(self) -> Facts:
         loader = self._loader("train")
         batches = batch_count(loader, "train")
-        first = self._peek(loader)
+        with undisturbed(loader):
+            first = self.batch(next(iter(loader)))
         classes = self._classes
         if classes is None and self._count == "count":
-            with torch.random.fork_rng(devices=[]):
+            with undisturbed(loader):
                 classes = max(int(self._labels(self.batch(raw)).max()) for raw in loader) + 1
         if classes is None:
             raise DataError('nothing says how many classes there are: Classify(loaders, classes=10), or classes="count" to read every training label once')
@@ -146,15 +147,6 @@ class Classify(Task):
         data = loader.dataset if isinstance(loader, DataLoader) else None
         examples = len(data) if isinstance(data, Sized) else batches * len(first["input"])
         return Facts(tuple(first["input"].shape[1:]), classes, names, examples, "label" in first)
-
-    def _peek(self, loader: Iterable[Any]) -> Batch:
-        own = loader.generator if isinstance(loader, DataLoader) else None
-        state = None if own is None else own.get_state()
-        with torch.random.fork_rng(devices=[]):
-            first = self.batch(next(iter(loader)))
-        if own is not None and state is not None:
-            own.set_state(state)
-        return first
 
     def fingerprint(self) -> str:
         """A digest that no other object has: limbeck cannot see what a user's loaders give, so nothing made with them is ever taken from a cache."""
