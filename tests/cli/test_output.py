@@ -4,11 +4,15 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
 from limbeck.cli.output import complain, rendered, say_json
+
+
+FULL = Path("/dev/full")
 
 
 def python(code: str, **how) -> subprocess.CompletedProcess:
@@ -41,9 +45,9 @@ def test_a_closed_pipe_ends_quietly():
     assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this platform has no /dev/full")  # noqa: PTH110
+@pytest.mark.skipif(not FULL.exists(), reason="this platform has no /dev/full")
 def test_a_full_disk_is_said():
-    with open("/dev/full", "w") as full:  # noqa: PTH123
+    with FULL.open("w") as full:
         done = subprocess.run([sys.executable, "-c", "from limbeck.cli.output import say\nsay('x')"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr == "limbeck: cannot write to standard output (No space left on device): the result is not shown\n"

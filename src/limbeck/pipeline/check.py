@@ -19,7 +19,7 @@ from ..engine.loop import optimizers, steps_per_epoch
 from ..engine.runtime import Runtime
 from ..measure.size import parameters
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe
-from .resolve import graph_part, make_model, make_scheme, make_task, model_spec
+from .resolve import graph_part, make_model, make_scheme, make_tasks, model_spec
 from .stages import micro_batch
 
 __all__ = ["check", "check_recipe", "check_room"]
@@ -38,23 +38,26 @@ def check(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterable[str
         LimbeckError: the first thing that is wrong, in one line.
     """
     recipe = load_recipe(source, sets)
-    return check_recipe(recipe, make_task(recipe), listener)
+    return check_recipe(recipe, make_tasks(recipe), listener)
 
 
-def check_recipe(recipe: Recipe, task: Task, listener: Listener) -> list[str]:
-    """Check a recipe that was read, on a task that was made."""
-    facts, spec = task.facts(), recipe.runtime
-    shape = "x".join(str(size) for size in facts.in_shape)
-    said = [f"task {recipe.task.kind}: {facts.examples} training examples of {shape}, {facts.classes} classes, splits {', '.join(task.splits())}"]
-    if "validation" not in task.splits():
-        listener(Note("no validation split: the last epoch is what is kept and reported"))
+def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) -> list[str]:
+    """Check a recipe that was read, on its stages' tasks."""
+    spec = recipe.runtime
+    said: list[str] = []
+    for task in dict.fromkeys(tasks.values()):
+        facts, whose = task.facts(), [name for name in recipe.stages if tasks[name] is task]
+        shape = "x".join(str(size) for size in facts.in_shape)
+        said.append(f"task of {', '.join(whose)}: {facts.examples} training examples of {shape}, {facts.classes} classes, splits {', '.join(task.splits())}")
+        if "validation" not in task.splits():
+            listener(Note(f"no validation split for {', '.join(whose)}: the last epoch is what is kept and reported"))
     models: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
         for name, stage in recipe.stages.items():
             if isinstance(stage, TrainStage):
                 runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
-                models[name] = models[stage.init] if stage.init else make_model(model_spec(stage.model, facts))  # pyright: ignore[reportArgumentType]
-                said.append(f"stage {name}: {_trains(recipe, name, stage, task, models, listener)} on {spec.devices} x {runtime.fabric.device.type}")
+                models[name] = models[stage.init] if stage.init else make_model(model_spec(stage.model, tasks[name].facts()))  # pyright: ignore[reportArgumentType]
+                said.append(f"stage {name}: {_trains(recipe, name, stage, tasks[name], models, listener)} on {spec.devices} x {runtime.fabric.device.type}")
             elif isinstance(stage, ExportStage):
                 part = graph_part("export", stage.format)
                 lookup.build("export", part.kind, part.options)

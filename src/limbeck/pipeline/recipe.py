@@ -17,7 +17,7 @@ from ..engine.plan import Training
 
 __all__ = [
     "DistillStage", "ExportStage", "Measure", "ObjectiveSpec", "Part", "QuantizeStage", "Recipe", "RuntimeSpec", "Stage", "TeacherSpec", "TrainStage",
-    "builtin", "load_recipe", "parents",
+    "builtin", "load_recipe", "parents", "task_of",
 ]  # fmt: skip
 
 
@@ -58,6 +58,7 @@ class TrainStage(Training):
     kind: Literal["train"] = "train"
     model: Part | None = Field(default=None, description="what to train; or `init`")
     init: str | None = Field(default=None, description="an earlier stage whose model is trained on")
+    task: dict[str, Any] = Field(default={}, description="options of the recipe's task that differ while this stage trains, such as its augmentation")
     objectives: list[ObjectiveSpec] = Field(default=[ObjectiveSpec(kind="supervised")], min_length=1, description="what the model must match")
     transfer: Part = Field(default=Part(kind="real"), description="on which inputs")
     scheme: Part = Field(default=Part(kind="offline"), description="who teaches whom, and when")
@@ -130,6 +131,14 @@ class Recipe(_Strict):
     def as_yaml(self) -> str:
         """The recipe in full, as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def task_of(recipe: Recipe, name: str) -> Part:
+    """Return a stage's task: the recipe's own, with what the stage that trained the model says otherwise; another `kind` takes the place of the whole."""
+    while not isinstance(stage := recipe.stages[name], TrainStage):
+        name = stage.of
+    other = "kind" in stage.task and stage.task["kind"] != recipe.task.kind
+    return Part(**({} if other else recipe.task.model_dump()) | stage.task)
 
 
 def parents(stage: TrainStage | DistillStage | ExportStage | QuantizeStage) -> list[str]:

@@ -15,9 +15,9 @@ from ..core.objective import Term
 from ..core.scheme import Scheme
 from ..core.task import Batch, Facts, Task
 from ..core.teacher import Teacher
-from .recipe import DistillStage, ExportStage, Part, QuantizeStage, Recipe, TrainStage
+from .recipe import DistillStage, ExportStage, Part, QuantizeStage, Recipe, TrainStage, task_of
 
-__all__ = ["full", "graph_part", "make_model", "make_scheme", "make_task", "model_spec", "stage_hashes"]
+__all__ = ["full", "graph_part", "make_model", "make_scheme", "make_tasks", "model_spec", "stage_hashes"]
 
 _HANDED = {"models": frozenset({"in_shape", "classes"})}
 _NO_MATTER = {"keep"}
@@ -33,9 +33,14 @@ def full(slot: str, part: Part) -> dict[str, Any]:
     return {"kind": lookup.full_name(slot, part.kind), **pydantic_core.to_jsonable_python(options)}
 
 
-def make_task(recipe: Recipe) -> Task:
-    """Make the recipe's task; its data are not read yet."""
-    return lookup.build("tasks", recipe.task.kind, recipe.task.options)
+def make_tasks(recipe: Recipe) -> dict[str, Task]:
+    """Make each stage's task, one for all stages that agree on it; their data are not read yet."""
+    made: dict[str, Task] = {}
+    for name in recipe.stages:
+        part = task_of(recipe, name)
+        same = next((other for other in made if task_of(recipe, other) == part), None)
+        made[name] = made[same] if same is not None else lookup.build("tasks", part.kind, part.options)
+    return made
 
 
 def model_spec(part: Part, facts: Facts) -> dict[str, Any]:
@@ -84,11 +89,12 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
     neither devices, threads, paths nor names.
     """
     stage = recipe.stages[name]
-    kinds = [recipe.task.kind]
-    asked = {key: value for key, value in full("tasks", recipe.task).items() if key != "root"}
+    task_part = task_of(recipe, name)
+    kinds = [task_part.kind]
+    asked = {key: value for key, value in full("tasks", task_part).items() if key != "root"}
     told: dict[str, Any] = {"kind": stage.kind, "seed": recipe.seed, "version": VERSION, "task": [asked, task.fingerprint()]}
     if isinstance(stage, TrainStage):
-        plain = stage.model_dump(mode="json", exclude={"model", "init", "objectives", "transfer", "scheme", "teacher", *_NO_MATTER})
+        plain = stage.model_dump(mode="json", exclude={"model", "init", "task", "objectives", "transfer", "scheme", "teacher", *_NO_MATTER})
         told |= {"training": plain, "transfer": full("transfer", stage.transfer), "scheme": full("schemes", stage.scheme)}
         told["model"] = full("models", stage.model) if stage.model is not None else digests[str(stage.init)]
         told["objectives"] = [

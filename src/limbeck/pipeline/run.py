@@ -22,7 +22,7 @@ from .check import check_recipe, check_room
 from .compare import compare
 from .measured import measured
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe, parents
-from .resolve import make_task, stage_hashes
+from .resolve import make_tasks, stage_hashes
 from .stages import Job, finite, run_stage
 
 __all__ = ["Run", "run_recipe"]
@@ -60,9 +60,9 @@ def run_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterabl
             notes.append(event)
         listener(event)
 
-    task = make_task(recipe)
-    if not _all_there(recipe, out, task):
-        check_recipe(recipe, task, hear)
+    tasks = make_tasks(recipe)
+    if not _all_there(recipe, out, tasks):
+        check_recipe(recipe, tasks, hear)
         check_room(out)
     with lock(out):
         sweep(out)
@@ -71,7 +71,7 @@ def run_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterabl
         stages: dict[str, dict[str, Any]] = {}
         for name, stage in recipe.stages.items():
             start = time.monotonic()
-            reused, artifact = _stage(recipe, name, out, task, digests, hear)
+            reused, artifact = _stage(recipe, name, out, tasks[name], digests, hear)
             digests[name] = artifact.digest
             stages[name] = {"kind": stage.kind, "artifact": f"stages/{name}", "reused": reused, "seconds": time.monotonic() - start}
             listener(StageDone(name, stage.kind, reused, stages[name]["seconds"], finite(artifact.metrics)))
@@ -80,19 +80,22 @@ def run_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterabl
         for name in stages:
             stages[name]["metrics"] = finite(Artifact.open(out / "stages" / name, verify=False).metrics)
         seconds = time.monotonic() - began
-        write_json(out / "run.json", _record(recipe, out, seconds, stages, [*_earlier_notes(out, stages), *map(vars, notes)]))
+        write_json(
+            out / "run.json",
+            _record(recipe, out, seconds, stages, [*_earlier_notes(out, stages), *(vars(note) for note in notes if note.stage != "measurement")]),
+        )
     whole = {name: {**stage, "artifact": str(out / stage["artifact"])} for name, stage in stages.items()}
     return Run(recipe.name, out, seconds, None, whole)
 
 
-def _all_there(recipe: Recipe, out: Path, task: Task) -> bool:
+def _all_there(recipe: Recipe, out: Path, tasks: Mapping[str, Task]) -> bool:
     """Say whether every stage's artifact stands already, by its manifest alone."""
     digests: dict[str, str] = {}
     for name in recipe.stages:
         if not (out / "stages" / name / "manifest.json").is_file():
             return False
         found = Artifact.open(out / "stages" / name, verify=False)
-        if found.stage_hash != stage_hashes(recipe, name, task, digests)[0]:
+        if found.stage_hash != stage_hashes(recipe, name, tasks[name], digests)[0]:
             return False
         digests[name] = found.digest
     return True

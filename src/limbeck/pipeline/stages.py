@@ -24,7 +24,7 @@ from ..measure.size import file_bytes
 from .modules import load_module, read_tensors
 from .publish import Publication, publish_module, real_inputs, seal_with_proof
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage
-from .resolve import graph_part, make_model, make_scheme, make_task, model_spec
+from .resolve import graph_part, make_model, make_scheme, make_tasks, model_spec
 
 __all__ = ["Job", "finite", "micro_batch", "run_stage"]
 
@@ -67,7 +67,7 @@ def _train(runtime: Runtime, job: Job, listener: Listener) -> None:
         torch.set_num_threads(job.recipe.runtime.threads)
     stage = job.recipe.stages[job.name]
     assert isinstance(stage, TrainStage)
-    task = make_task(job.recipe)
+    task = make_tasks(job.recipe)[job.name]
     seed = job.recipe.seed
     if runtime.device.type != "cpu" and runtime.is_main:
         listener(Note(f"training on {runtime.device}", job.name))
