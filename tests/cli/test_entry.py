@@ -45,7 +45,7 @@ def test_help_is_success_and_no_command_is_not(capsys):
         (["run", "digits", "--set", "stages.studnet.epochs=3"], "there is no stage 'studnet'; did you mean 'student'?"),
         (["run", "digits", "--set", "stages.student"], "must read a.b.c=value"),
         (["run", "digits", "--set", "stages.student.objectives.0.kind=response.kx"], "did you mean 'response.kd'?"),
-        (["run", "digits", "--set", "stages.student.objectives.0.temprature=2"], "no option 'temprature' for objectives.response.kd; did you mean 'temperature'?"),
+        (["run", "digits", "--set", "stages.student.objectives.0.temprature=2"], "objectives.response.kd; did you mean 'temperature'?"),
         (["run", "digits", "--set", "stages.student.objectives.0.temperature=0"], "temperature is 0; it must be a finite number above zero"),
         (["run", "digits", "--set", "stages.student.objectives.0.weight=-1"], "is -1; it must be a finite number of zero or more"),
         (["run", "digits", "--set", "task.data=digitz"], "'digits'"),

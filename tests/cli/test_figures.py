@@ -5,7 +5,9 @@ import pytest
 from limbeck.cli.figures import clock, file_size, of_epoch, of_stage, percent
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (12675, "12.7 kB"), (505997, "506 kB"), (999_600, "1 MB"), (2.5e9, "2.5 GB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (12675, "12.7 kB"), (505997, "506 kB"), (999_600, "1 MB"), (2.5e9, "2.5 GB")]
+)
 def test_bytes_are_shown_to_three_digits(count, text):
     assert file_size(count) == text
 

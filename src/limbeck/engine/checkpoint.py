@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric.wrappers import _FabricOptimizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,8 +26,7 @@ from .runtime import Runtime, Setup
 
 __all__ = ["Position", "latest", "restore", "save"]
 
-_HEIGHT = "height"
-"""What the loop adds to an optimizer's groups at its first step: the learning rate that the schedule multiplies."""
+_FILES = ("state.safetensors", "state.json")
 
 
 @dataclass
@@ -49,17 +49,20 @@ class Position:
 
 
 def save(folder: Path, position: Position, setup: Setup, runtime: Runtime, keep: int) -> None:
-    """Write the whole training state; the `keep` newest stay."""
+    """Write the whole training state; the `keep` newest stay. Every rank comes back once it stands."""
     generators = runtime.gather(torch.get_rng_state().to(runtime.device)).cpu()
     devices = runtime.gather(torch.cuda.get_rng_state(runtime.device).to(runtime.device)).cpu() if runtime.device.type == "cuda" else None
-    if not runtime.is_main:
-        return
-    tensors: dict[str, Tensor] = {"generators": generators} | ({"device_generators": devices} if devices is not None else {})
-    tensors |= {f"scheme.{name}": value for name, value in setup.scheme.state_dict().items()}
+    if runtime.is_main:
+        _write(folder, position, setup, runtime, keep, {"generators": generators} | ({} if devices is None else {"device_generators": devices}))
+    runtime.barrier()
+
+
+def _write(folder: Path, position: Position, setup: Setup, runtime: Runtime, keep: int, generators: dict[str, Tensor]) -> None:
+    tensors = generators | {f"scheme.{name}": value for name, value in setup.scheme.state_dict().items()}
     numbers: dict[str, Any] = {}
     for player, optimizer in setup.optimizers.items():
         state: dict[str, Any] = dict(optimizer.state_dict())
-        numbers[player] = {"groups": state["param_groups"], "state": {}}
+        numbers[player] = {"kind": _kind(optimizer), "groups": state["param_groups"], "state": {}}
         for index, slots in state["state"].items():
             tensors |= {f"optimizer.{player}.{index}.{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
             numbers[player]["state"][str(index)] = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
@@ -77,9 +80,13 @@ def save(folder: Path, position: Position, setup: Setup, runtime: Runtime, keep:
     with atomic_folder(path) as scratch:
         save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, scratch / "state.safetensors")
         (scratch / "state.json").write_text(json.dumps(told))
-        write_json(scratch / "manifest.json", {name: sha256(scratch / name) for name in ("state.safetensors", "state.json")})
+        write_json(scratch / "manifest.json", {name: sha256(scratch / name) for name in _FILES})
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
+
+
+def _kind(optimizer: _FabricOptimizer) -> str:
+    return type(optimizer.optimizer).__name__
 
 
 def _all(folder: Path) -> list[Path]:
@@ -96,8 +103,9 @@ def latest(folder: Path) -> Path | None:
     if not found:
         return None
     path = found[-1]
-    for name, told in read_json(path / "manifest.json").items():
-        if not (path / name).is_file() or sha256(path / name) != told:
+    told = read_json(path / "manifest.json")
+    for name in _FILES:
+        if not isinstance(told, dict) or not (path / name).is_file() or sha256(path / name) != told.get(name):
             raise ArtifactError(f"{path / name} does not match its manifest: the checkpoint is damaged; delete {path} and run again")
     return path
 
@@ -126,8 +134,7 @@ def restore(path: Path, setup: Setup, runtime: Runtime) -> Position:
             if name.startswith(start):
                 index, _, key = name.removeprefix(start).partition(".")
                 state[int(index)][key] = value
-        options = [group.keys() - {"params", _HEIGHT} for group in optimizer.param_groups]
-        if options != [group.keys() - {"params", _HEIGHT} for group in numbers["groups"]]:
+        if numbers["kind"] != _kind(optimizer):
             raise ArtifactError(f"{path} is the checkpoint of another optimizer: delete {path.parent.parent} and run again")
         whole: dict[str, Any] = {"state": state, "param_groups": numbers["groups"]}
         optimizer.load_state_dict(whole)
@@ -138,9 +145,9 @@ def restore(path: Path, setup: Setup, runtime: Runtime) -> Position:
             f"{path} was saved within an epoch by {told['world']} processes, and there are {runtime.world}: run it with devices: {told['world']}"
         )
     if told["world"] == runtime.world:
-        torch.set_rng_state(tensors["generators"][runtime.rank].cpu())
+        torch.set_rng_state(tensors["generators"][runtime.rank].clone())  # torch reads a view from the start of its storage
         if "device_generators" in tensors:
-            torch.cuda.set_rng_state(tensors["device_generators"][runtime.rank].cpu(), runtime.device)
+            torch.cuda.set_rng_state(tensors["device_generators"][runtime.rank].clone(), runtime.device)
     version, inner, gauss = told["python"]
     random.setstate((version, tuple(inner), gauss))
     kind, keys, *rest = told["numpy"]

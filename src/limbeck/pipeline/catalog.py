@@ -197,6 +197,9 @@ def schema() -> dict[str, Any]:
     for (model, field), slot in _PLACES.items():
         properties = known[name_of(model)]["properties"]
         properties[field] = _placed(properties[field], slot, untyped)
+    tasks = [case["properties"] for case in slots["tasks"]["oneOf"][:-1]]
+    for stage in (TrainStage, DistillStage):
+        known[name_of(stage)]["properties"]["task"]["properties"] = _any_of(tasks)
     top = known[name_of(Recipe)]
     _tagged(known)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, "$defs": _reached(top, {**known, **slots})}
@@ -240,6 +243,14 @@ def _required(beside: Mapping[str, Any]) -> list[str]:
     return [key for key in beside.get("required", ()) if key != "kind"]
 
 
+def _any_of(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """The options of several parts under one roof, for where only some are said and the part goes without saying."""
+    told: dict[str, list[Any]] = {}
+    for name, option in (item for case in cases for item in case.items() if item[0] != "kind"):
+        told[name] = [*told.get(name, []), *([] if option in told.get(name, []) else [option])]
+    return {name: ways[0] if len(ways) == 1 else {"anyOf": ways} for name, ways in told.items()}
+
+
 def _spellings(slot: str, name: str) -> list[str]:
     """The ways to write a part's name within its slot: whole, and its last part where no other part has that."""
     short = name.rpartition(".")[2]
@@ -262,10 +273,13 @@ def _placed(field: Any, slot: str, untyped: set[str]) -> Any:
 
 def _tagged(known: dict[str, Any]) -> None:
     """Say in JSON Schema's own words what pydantic's `discriminator` means: each case needs its `kind`."""
-    for union in [node for node in _nodes(known) if isinstance(node.get("discriminator"), dict)]:
-        for case in union.pop("discriminator")["mapping"].values():
+    unions = [node for node in _nodes(known) if isinstance(node.get("discriminator"), dict) and "propertyName" in node["discriminator"]]
+    for mapping in [union["discriminator"]["mapping"] for union in unions]:
+        for case in mapping.values():
             model = known[case.rpartition("/")[2]]
             model["required"] = ["kind", *(key for key in model.get("required", ()) if key != "kind")]
+    for union in unions:
+        union.pop("discriminator", None)  # a union that stands in two places is one object
 
 
 def _reached(top: Any, known: Mapping[str, Any]) -> dict[str, Any]:
