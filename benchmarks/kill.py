@@ -16,7 +16,7 @@ finish. A run that ends before its moment was not killed: the trial is made agai
              safetensors and ONNX parsed. Checked right after the kill, before limbeck looks at the folder again.
 `hit`        the stage that a kill interrupted; `start` is before the run's folder had its recipe, `measurement` and `report` come after the last stage
 
-Intervals are Wilson's, 95%. Trials are recorded as they end: give the command again to go on. A trial that fails leaves its folder and log to look at.
+`source_unchanged` is false where limbeck's files were edited meanwhile: then the figures mean nothing. Intervals are Wilson's, 95%. Trials are recorded as they end: give the command again to go on. A trial that fails leaves its folder and log to look at.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from limbeck.core.files import digest, read_json
 from limbeck.engine import checkpoint
 from limbeck.measure.statistics import wilson
 from limbeck.pipeline.recipe import TrainStage, load_recipe
-from records import folder, kept, tell
+from records import folder, kept, source, tell
 
 EARLIEST = 0.5
 """Seconds after which the first kill may come: before it only the interpreter is starting."""
@@ -69,7 +69,7 @@ def main() -> None:
 def measure(recipe: str, sets: list[str], kills: int, row: int, seed: int) -> dict[str, Any]:
     whole = load_recipe(recipe, sets)
     place = folder(__file__, {"recipe": whole.as_yaml(), "row": row, "seed": seed, "threads": os.environ.get("OMP_NUM_THREADS")})
-    stages = list(whole.stages)
+    stages, code = list(whole.stages), source()
     start = [sys.executable, "-m", "limbeck", "run", recipe, "--quiet", *(word for one in sets for word in ("--set", one))]
     reference = kept(place, "reference", lambda: unkilled(start, place / "reference"))
     tell(f"unkilled: {reference['seconds']:.1f} s, {len(reference['content'])} pieces to compare")
@@ -91,7 +91,7 @@ def measure(recipe: str, sets: list[str], kills: int, row: int, seed: int) -> di
         "identical": identical, "identical_95": wilson(identical, len(trials)),
         "whole": unbroken, "whole_95": wilson(unbroken, len(struck)),
         "missed": sum(one["missed"] for one in trials), "hit": dict(Counter(kill["hit"] for kill in struck)),
-        "control_identical": twin, "seconds_unkilled": reference["seconds"], "pieces": len(reference["content"]), "stages": stages,
+        "control_identical": twin, "source_unchanged": source() == code, "seconds_unkilled": reference["seconds"], "pieces": len(reference["content"]), "stages": stages,
     }  # fmt: skip
 
 
@@ -118,8 +118,11 @@ def trial(start: list[str], place: Path, number: int, row: int, seed: int, refer
         if not kills:
             shutil.rmtree(out, ignore_errors=True)
         at = rng.uniform(EARLIEST, reference["seconds"])
-        if started(start, out, at) == -signal.SIGKILL:
+        code = started(start, out, at)
+        if code == -signal.SIGKILL:
             kills.append({"at": at, "hit": where(out, stages), "torn": torn(out)})
+        elif code:  # it failed by itself
+            return {"kills": kills, "missed": missed, "finished": False, "code": code, "differs": ["exit code"]}
         else:
             missed += 1
             if kills:  # what is left of the run is shorter than the moment: it has been killed often enough

@@ -72,13 +72,14 @@ def measure(name: str, pairs: int) -> dict[str, object]:
     held = next(iter(task.loader("train", batch_size=n).batches(0)))
     x, y = held["input"].clone(), held["label"].clone()
     loader = task.loader("train", batch_size=batch)
+    example = next(iter(loader.batches(0)))
     plan = Training(epochs=1, batch_size=batch, optimizer=Sgd(lr=0.01), schedule=ConstantRate())
     torch.manual_seed(0)
     teacher = job["teacher"]()
 
     def ours() -> float:
         torch.manual_seed(1)
-        scheme = Offline(job["student"](), Frozen(teacher), [Term(KD(temperature=4.0), 0.9), Term(Supervised(), 0.1)], task)
+        scheme = Offline(job["student"](), Frozen(teacher), [Term(KD(temperature=4.0), 0.9), Term(Supervised(), 0.1)], task, example)
         runtime = Runtime()
         start = time.perf_counter()
         fit(scheme, task, loader, plan, runtime, listener=silent)

@@ -8,8 +8,8 @@ operators that the import asks for, with torch.library; nothing here calls them:
 
     nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor      and `qnms`, with the same arguments
 
-A broken torchvision also breaks other libraries, so it belongs in an environment of its own: one that sees limbeck and its dependencies (a `.pth` file, or
-`python -m venv --system-site-packages`), then `pip install --no-deps torchdistill==1.1.5 "torchvision==0.28.*"` (0.28 for torch 2.13).
+A broken torchvision also breaks other libraries, so it belongs in an environment of its own: one that sees limbeck and its dependencies (a `.pth` file
+that says `import site; site.addsitedir("...")`, say), then `pip install --no-deps torchdistill==1.1.5 "torchvision==0.28.*"` (0.28 for torch 2.13).
 
 The job is that of `loop.py`: the same synthetic images in memory, the same teacher and student (plain modules), 0.9 T^2 KL + 0.1 cross-entropy at T = 4, SGD
 with Nesterov momentum in float32, no validation and no checkpoint in the timed part; building models, data sets and torchdistill's box is not timed. That both
@@ -29,6 +29,7 @@ end: give the command again to go on.
 """
 
 import argparse
+import copy
 import importlib
 import importlib.util
 import json
@@ -87,9 +88,7 @@ def define_missing_operators() -> None:
             torch.ops.load_library(built)
             return
         except OSError:
-            tell(
-                f"{built.name} of torchvision {version('torchvision')} was built for another torch than {torch.__version__}: its operators are declared, not usable"
-            )
+            tell(f"torchvision {version('torchvision')} was built for another torch than {torch.__version__}: its operators are declared, not usable")
     _DECLARED.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _DECLARED.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
@@ -105,7 +104,8 @@ def measure(name: str, rounds: int, asked: int | None) -> dict[str, Any]:
     task, x, y = synthetic(place / "data.npz", batch * steps)
     torch.manual_seed(0)
     teacher = job["teacher"]()
-    runs = {"limbeck": ours(job, task, teacher, batch), **{arm: theirs(arm, job, teacher, x, y, batch) for arm in ARMS[1:]}}
+    own = copy.deepcopy(teacher)  # torchdistill's box freezes its teacher's parameters, and thaws them in the end
+    runs = {"limbeck": ours(job, task, own, batch), **{arm: theirs(arm, job, teacher, x, y, batch) for arm in ARMS[1:]}}
     apart = same_loss(job, task, teacher, x, y, batch)
     for run in runs.values():
         run()
@@ -141,7 +141,9 @@ def synthetic(file: Path, n: int) -> tuple[Image, Tensor, Tensor]:
 
 
 def scheme_of(student: nn.Module, teacher: nn.Module, task: Image) -> Offline:
-    return Offline(student, Frozen(teacher), [Term(KD(temperature=TEMPERATURE), SOFT), Term(Supervised(), 1 - SOFT)], task)
+    """Make limbeck's scheme, bound by an example now, as a recipe's is: else the first step would ask both models twice."""
+    example = next(iter(task.loader("test", batch_size=2).batches(0)))
+    return Offline(student, Frozen(teacher), [Term(KD(temperature=TEMPERATURE), SOFT), Term(Supervised(), 1 - SOFT)], task, example)
 
 
 def ours(job: dict[str, Any], task: Image, teacher: nn.Module, batch: int) -> Callable[[], float]:
@@ -169,8 +171,8 @@ def box_of(student: nn.Module, teacher: nn.Module, data: TensorDataset, batch: i
             "sampler": {"class_or_func": RandomSampler},
             "kwargs": {"batch_size": batch, "num_workers": 0, "drop_last": True},
         },
-        "teacher": {"requires_grad": False},
-        "student": {"requires_grad": True},
+        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+        "student": {"forward_proc": "forward_batch_only"},
         "optimizer": {"key": "SGD", "kwargs": {"lr": LR, "momentum": 0.9, "nesterov": True}},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}},
     }

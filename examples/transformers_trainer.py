@@ -16,8 +16,11 @@ from limbeck import KD, FitNet, Offline, Supervised  # limbeck 1
 
 
 def vit(width: int) -> ViTForImageClassification:
-    shape = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10}
-    return ViTForImageClassification(ViTConfig(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2, **shape))
+    config = ViTConfig(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
+        image_size=8, patch_size=4, num_channels=1, id2label={digit: str(digit) for digit in range(10)},
+    )  # fmt: skip
+    return ViTForImageClassification(config)
 
 
 def digits() -> list[dict[str, Any]]:

@@ -29,6 +29,10 @@ def plan(**options: Any) -> Training:
     return Training.model_validate({"epochs": 4, "batch_size": 16, "optimizer": {"kind": "adam", "lr": 0.01}, **options})
 
 
+def taught() -> list[Any]:
+    return [kd(0.5, temperature={"kind": "linear", "start": 8, "end": 1}), hint(0.1), supervised(0.5)]
+
+
 @pytest.fixture(params=["dropout", "cnn", "distilled", "accumulated"])
 def trial(request: pytest.FixtureRequest, make_task: Callable[..., Task]) -> Trial:
     task = make_task(augment=[{"kind": "shift", "pixels": 1}, {"kind": "flip"}])
@@ -38,8 +42,7 @@ def trial(request: pytest.FixtureRequest, make_task: Callable[..., Task]) -> Tri
         case "cnn":
             return Trial(task, plan(schedule={"kind": "onecycle"}), cnn)
         case "distilled":
-            terms = lambda: [kd(0.5, temperature={"kind": "linear", "start": 8, "end": 1}), hint(0.1), supervised(0.5)]  # noqa: E731
-            return Trial(task, plan(optimizer={"kind": "sgd"}), lambda: mlp(6, dropout=0.1), lambda: mlp(24), terms)
+            return Trial(task, plan(optimizer={"kind": "sgd"}), lambda: mlp(6, dropout=0.1), lambda: mlp(24), taught)
         case _:
             return Trial(task, plan(accumulate=2), lambda: mlp(16, dropout=0.3))
 

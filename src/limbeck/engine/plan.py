@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 __all__ = ["Adam", "AdamW", "Sgd", "Training", "rate"]
 
@@ -26,7 +28,9 @@ class Sgd(_Options):
     nesterov: bool = True
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: "Iterable[nn.Parameter]") -> "torch.optim.Optimizer":
+        import torch
+
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov and self.momentum > 0, weight_decay=self.weight_decay)
 
 
@@ -38,7 +42,9 @@ class Adam(_Options):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: "Iterable[nn.Parameter]") -> "torch.optim.Optimizer":
+        import torch
+
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
 
@@ -50,7 +56,9 @@ class AdamW(_Options):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: "Iterable[nn.Parameter]") -> "torch.optim.Optimizer":
+        import torch
+
         return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
 

@@ -1,5 +1,6 @@
 """Distillation in one call, for two modules and a loader that are there already."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from ..core import VERSION, lookup
+from ..core._complaint import complaint
 from ..core.artifact import Artifact
-from ..core.errors import RecipeError
+from ..core.errors import DataError, MismatchError, RecipeError, did_you_mean
 from ..core.events import Listener, silent
 from ..core.files import digest, lock, sweep
+from ..core.knowledge import Knowledge
 from ..core.objective import Objective, Term
 from ..core.scheme import Scheme
-from ..core.task import Split, Task
-from ..core.teacher import Teacher
+from ..core.task import Batch, Loader, Split, Task
+from ..core.teacher import Teacher, as_teacher
 from ..engine.evaluate import predict
 from ..engine.loop import Work, fit
 from ..engine.plan import Training
 from ..engine.runtime import Accelerator, Runtime
 from ..measure.fidelity import fidelity
 from ..measure.size import parameters
+from ..teachers.ensemble import Ensemble
+from ..teachers.frozen import Frozen
 from .publish import Publication, choose, publish_module, training_metrics
 
 __all__ = ["Result", "distill"]
@@ -44,7 +49,7 @@ def distill(
     data: Iterable[Any] | Task,
     *,
     objectives: Iterable[Objective | Term] | None = None,
-    epochs: int = 10,
+    epochs: int | None = None,
     validation: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
     classes: int | None = None,
@@ -57,17 +62,20 @@ def distill(
     """Teach a student what a teacher knows, in place: the student that was given is the one that learns.
 
     Args:
-        teacher: any module, taken as frozen, or a `Teacher`.
+        teacher: any module, taken as frozen, or a `Teacher`. Not a bit of it changes, and it ends in eval mode, on the accelerator's device.
         student: any module; ends in eval mode with the weights of its best epoch by validation, or of its last where there is none.
         data: training batches, `(x, y)` or mappings, from any loader that can be iterated once an epoch; or a `Task`.
         objectives: objectives, weighted as `0.9 * KD(temperature=4.0)`; that and `0.1 * Supervised()` where they are left out.
-        epochs: passes over the data.
+        epochs: passes over the data, 10 where neither this nor `training` says.
         validation: batches that choose the best epoch.
-        test: batches that are opened once, at the end.
+        test: batches that are opened at the end, to measure the student and how far it agrees with its teacher.
         classes: how many classes there are; the width of the student's first answer where it is left out.
-        training: every other option of training, as a recipe's stage has them (`{"optimizer": {"kind": "adam", "lr": 1e-3}}`).
-        out: a folder for the artifact; nothing is written where it is left out. A call that was killed goes on in the same folder.
-        seed: of every random choice.
+        training: every other option of training, as a recipe's stage has them (`{"optimizer": {"kind": "adam", "lr": 1e-3}}`); `batch_size` is a `Task`'s,
+            a loader has its own.
+        out: a folder for the artifact; nothing is written where it is left out. A call that was killed goes on in the same folder, and one that was
+            finished gives what it gave, or goes on to more epochs, as long as teacher, objectives, training, seed and the student's shapes are the same.
+            Neither what a loader gives nor the student's first weights are compared: take another folder for others.
+        seed: of every random choice; it sets torch's global one.
         accelerator: cpu, cuda, mps, or auto.
 
     Raises:
@@ -80,46 +88,69 @@ def distill(
         >>> len(done.history)
         2
     """
-    plan = training if isinstance(training, Training) else _plan(epochs, training)
+    for side, given in (("teacher", teacher), ("student", student)):
+        if not isinstance(given, nn.Module):
+            raise MismatchError(f"the {side} is a {type(given).__name__}; it must be a torch.nn.Module: distill(teacher, student, data)")
+    if isinstance(objectives, (Objective, Term)):
+        raise RecipeError("objectives is a single one: give a list, objectives=[...]")
+    plan = _plan(epochs, training)
+    if isinstance(data, Task) and plan.batch_size % plan.accumulate:
+        raise MismatchError(f"batch_size {plan.batch_size} does not divide into {plan.accumulate} micro-batches: take a multiple of {plan.accumulate}")
     runtime = Runtime(accelerator=accelerator, precision=plan.precision)
     torch.manual_seed(seed)
-    student.to(runtime.device)
+    chosen = [one if isinstance(one, Term) else Term(one) for one in (_usual() if objectives is None else objectives)]
+    asked = as_teacher(teacher)
+    for model in (student, asked):
+        model.to(runtime.device)
+        if plan.channels_last:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     task = data if isinstance(data, Task) else _task(student, runtime.device, data, validation, test, classes)
-    loader = task.loader("train", batch_size=plan.batch_size, seed=seed, device=runtime.device)
-    example = next(iter(loader.batches(0)))
-    chosen = list(objectives) if objectives is not None else _usual()
-    scheme: Scheme = lookup.build("schemes", "offline", {}, student, teacher, chosen, task, example, task.facts())
+    loader = task.loader("train", batch_size=plan.batch_size // plan.accumulate, seed=seed, device=runtime.device)
+    for split in task.splits():
+        if split != "train":
+            task.scores(*_asked(task, student, task.loader(split, batch_size=plan.batch_size, device=runtime.device), split))
+    known: dict[str, Any] = {
+        "limbeck": VERSION, "seed": seed, "objectives": [_told(term) for term in chosen], "teacher": _identity(asked), "student": _shape(student),
+        "data": task.fingerprint() if isinstance(data, Task) else [*task.facts().in_shape, task.facts().classes, task.facts().examples],
+    }  # fmt: skip
+    scheme: Scheme = lookup.build("schemes", "offline", {}, student, asked, chosen, task, _first(loader, "train"), task.facts())
     for module in scheme.children():
         module.to(runtime.device)
     if out is None:
         fitted = fit(scheme, task, loader, plan, runtime, listener=listener, stage="student")
         choose(scheme.shipped()["student"], fitted, plan)
         metrics = training_metrics(fitted) | {"parameters": parameters(student)}
-        return Result(student, metrics | _tested(task, student, scheme, runtime.device), fitted.history, None)
+        return Result(student, metrics | _tested(task, student, asked, runtime.device), fitted.history, None)
     folder = Path(out)
     with lock(folder):
         sweep(folder)
-        lineage = {"limbeck": VERSION, "seed": seed, "objectives": [repr(term) for term in chosen]}
-        key = digest(lineage | {"training": plan.model_dump(mode="json", exclude={"epochs", "keep"})})
+        key = digest(known | {"training": plan.model_dump(mode="json", exclude={"epochs", "keep"})})
         work = Work(folder / "work" / f"student-{key[:12]}", folder / "logs")
         fitted = fit(scheme, task, loader, plan, runtime, work=work, listener=listener, stage="student")
         how = {"builder": None, "class": f"{type(student).__module__}.{type(student).__qualname__}"}
-        told = Publication(folder / "student", "student", key, lineage, "")
+        told = Publication(folder / "student", "student", key, known, "")
         metrics = publish_module(told, plan, task, scheme.shipped()["student"], how, fitted, work.checkpoints, runtime.device)
-        metrics |= _tested(task, student, scheme, runtime.device)
+        metrics |= _tested(task, student, asked, runtime.device)
         artifact = Artifact.open(folder / "student")
         artifact.add_metrics(metrics)
     return Result(student, metrics, fitted.history, artifact)
 
 
-def _plan(epochs: int, training: Mapping[str, Any] | None) -> Training:
+def _plan(epochs: int | None, training: Training | Mapping[str, Any] | None) -> Training:
     import pydantic
 
+    given = training.model_dump() if isinstance(training, Training) else dict(training or {})
+    if epochs is not None and given.get("epochs", epochs) != epochs:
+        raise RecipeError(f"epochs is {epochs}, and training says {given['epochs']}: say it once")
+    for name in given.keys() - Training.model_fields.keys():
+        raise RecipeError(f"no option {name!r} in training{did_you_mean(name, Training.model_fields)}")
+    given |= {} if epochs is None else {"epochs": epochs}
     try:
-        return Training.model_validate({"epochs": epochs, **(training or {})})
+        return Training.model_validate(given)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(f"training option {'.'.join(str(piece) for piece in first['loc'])}: {first['msg']}, not {first['input']!r}") from None
+        name = str(error.errors()[0]["loc"][0])
+        about = [one for one in error.errors(include_url=False) if one["loc"][0] == name]
+        raise RecipeError(complaint("training", name, Training.model_fields[name].annotation, given[name], about)) from None
 
 
 def _task(student: nn.Module, device: torch.device, data: Any, validation: Any, test: Any, classes: int | None) -> Task:
@@ -127,11 +158,8 @@ def _task(student: nn.Module, device: torch.device, data: Any, validation: Any, 
     loaders |= {"validation": validation} if validation is not None else {}
     loaders |= {"test": test} if test is not None else {}
     if classes is None:
-        asked: Task = lookup.find("tasks", "classify")(loaders)
-        student.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            batch = next(iter(asked.loader("train", batch_size=1, device=device).batches(0)))
-            classes = asked.forward(student, batch).main.classes
+        task: Task = lookup.find("tasks", "classify")(loaders)
+        classes = _asked(task, student, task.loader("train", batch_size=1, device=device), "train")[0].main.classes
     return lookup.find("tasks", "classify")(loaders, classes=classes)
 
 
@@ -139,17 +167,65 @@ def _usual() -> list[Term]:
     return [Term(lookup.build("objectives", "response.kd", {}), 0.9), Term(lookup.build("objectives", "supervised", {}), 0.1)]
 
 
-def _tested(task: Task, student: nn.Module, scheme: Scheme, device: torch.device) -> dict[str, Any]:
-    """Measure the student, and its agreement with its teacher, on the test split where there is one."""
+def _first(loader: Loader, split: Split) -> Batch:
+    """The first batch of a split, torch's random state put back."""
+    with torch.random.fork_rng(devices=[]):
+        batch = next(loader.batches(0), None)
+    if batch is None:
+        raise DataError(f"the {split} loader gave no batch: it is empty, or can be iterated only once")
+    return batch
+
+
+@torch.no_grad()
+def _asked(task: Task, student: nn.Module, loader: Loader, split: Split) -> tuple[Knowledge, Batch]:
+    """What the student says of the first batch of a split, and that batch; its statistics and mode stay as they were."""
+    batch = _first(loader, split)
+    modes = {module: module.training for module in student.modules()}
+    student.eval()
+    try:
+        return task.forward(student, batch), batch
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _told(part: nn.Module) -> str:
+    """A part with its options, which are its public attributes, and those of the parts in it."""
+    given = {name: value for name, value in sorted(vars(part).items()) if not name.startswith("_") and name not in ("training", "clock")}
+    options = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)  # None also stands for what is bound later
+    inner = ", ".join(_told(child) for child in part.children() if isinstance(child, (Objective, Teacher)))
+    return f"{type(part).__module__}.{type(part).__qualname__}({options})" + (f"[{inner}]" if inner else "")
+
+
+def _identity(teacher: nn.Module) -> list[str]:
+    """What a teacher is, its weights included, for those that hold them still."""
+    if isinstance(teacher, Ensemble):
+        return [_told(teacher), *(line for member in teacher.members for line in _identity(member))]
+    model = teacher.model if isinstance(teacher, Frozen) else teacher
+    weights = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
+        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return [f"{type(model).__module__}.{type(model).__qualname__} {weights.hexdigest()}"]
+
+
+def _shape(student: nn.Module) -> list[str]:
+    return [f"{name} {list(value.shape)}" for name, value in student.state_dict().items()]
+
+
+def _tested(task: Task, student: nn.Module, teacher: Teacher, device: torch.device) -> dict[str, Any]:
+    """Measure the student on the test split where there is one, and, where both know the same classes, its agreement with its teacher.
+
+    Both answer in one pass: a loader may shuffle.
+    """
     if "test" not in task.splits():
         return {}
-    teacher: Teacher = scheme.get_submodule("teacher")  # pyright: ignore[reportAssignmentType]
+    answers: list[Tensor] = []
 
     def ask(inputs: Tensor) -> Tensor:
+        answers.append(teacher({"input": inputs}).main.logits.float().cpu())
         return task.forward(student, {"input": inputs}).main.logits
 
-    def ask_teacher(inputs: Tensor) -> Tensor:
-        return teacher({"input": inputs}).main.logits
-
     said = predict(ask, task, "test", device=device)
-    return dict(fidelity(said.logits, said.labels, predict(ask_teacher, task, "test", device=device).logits))
+    theirs = torch.cat(answers)
+    return dict(fidelity(said.logits, said.labels, theirs if theirs.shape == said.logits.shape else None))

@@ -51,7 +51,7 @@ def measured(recipe: Recipe, out: Path, digests: Mapping[str, str], listener: Li
         artifacts[name].add_metrics(figures)
     found["ratios"] += [{**ratio, "b": name} for ratio in found["ratios"] for name, path in paths.items() if first[path] == ratio["b"] and name != ratio["b"]]
     for text in found["notes"]:
-        listener(Note(text, "measurement", loud=found["busy"]))
+        listener(Note(text, "measurement", loud="busy" in text))
     write_json(file, {**found, "key": key})
 
 

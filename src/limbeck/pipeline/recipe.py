@@ -246,9 +246,11 @@ def _expand(tree: Any) -> Any:
 
 
 def _anchor(tree: dict[str, Any], base: Path) -> None:
-    task = tree.get("task")
-    if isinstance(task, dict) and isinstance(task.get("root"), str):
-        task["root"] = str((base / Path(task["root"]).expanduser()).resolve())
+    stages = tree.get("stages")
+    for holder in (tree, *(stages.values() if isinstance(stages, dict) else ())):
+        task = holder.get("task") if isinstance(holder, dict) else None
+        if isinstance(task, dict) and isinstance(task.get("root"), str):
+            task["root"] = str((base / Path(task["root"]).expanduser()).resolve())
 
 
 def _set(tree: dict[str, Any], setting: str) -> None:
@@ -257,7 +259,7 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         raise RecipeError(f"--set {setting!r} must read a.b.c=value")
     value = _expand(_parse(text, f"the value of --set {path}"))
     keys = path.split(".")
-    if keys == ["task", "root"] and isinstance(value, str):
+    if keys[-2:] == ["task", "root"] and isinstance(value, str):
         value = str(Path(value).expanduser().resolve())
     here: Any = tree
     for depth, key in enumerate(keys):

@@ -1,6 +1,7 @@
 """Run a recipe: stage after stage, each reused where nothing it depends on has changed, then measured side by side."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import shlex
@@ -18,12 +19,10 @@ from ..core.artifact import Artifact
 from ..core.events import Event, Listener, Note, StageDone
 from ..core.files import atomic_folder, atomic_write, lock, read_json, sweep, write_json
 from ..core.task import Task
-from .check import check_recipe, check_room
 from .compare import compare
 from .measured import measured
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe, parents
 from .resolve import make_tasks, stage_hashes
-from .stages import Job, finite, run_stage
 
 __all__ = ["Run", "run_recipe"]
 
@@ -62,6 +61,8 @@ def run_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterabl
 
     tasks = make_tasks(recipe)
     if not _all_there(recipe, out, tasks):
+        from .check import check_recipe, check_room
+
         check_recipe(recipe, tasks, hear)
         check_room(out)
     with lock(out):
@@ -86,6 +87,11 @@ def run_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterabl
         )
     whole = {name: {**stage, "artifact": str(out / stage["artifact"])} for name, stage in stages.items()}
     return Run(recipe.name, out, seconds, None, whole)
+
+
+def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures among metrics."""
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float)) and math.isfinite(value)}
 
 
 def _all_there(recipe: Recipe, out: Path, tasks: Mapping[str, Task]) -> bool:
@@ -132,6 +138,8 @@ def _stage(recipe: Recipe, name: str, out: Path, task: Task, digests: Mapping[st
         "stage_hash": whole, "hash_without_epochs": but_epochs, "parents": {one: digests[one] for one in parents(stage)}, "seed": recipe.seed,
         "data": task.fingerprint(), "limbeck": VERSION, "continued_from": continued,
     }  # fmt: skip
+    from .stages import Job, run_stage  # the loop and its libraries are loaded only where something is trained
+
     run_stage(Job(recipe, name, out, whole, lineage, work), task, listener)
     shutil.rmtree(work, ignore_errors=True)
     return False, Artifact.open(target)

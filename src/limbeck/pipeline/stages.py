@@ -1,6 +1,5 @@
 """What each kind of stage does: artifacts in, one artifact out."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from .publish import Publication, publish_module, real_inputs, seal_with_proof
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage
 from .resolve import graph_part, make_model, make_scheme, make_tasks, model_spec
 
-__all__ = ["Job", "finite", "micro_batch", "run_stage"]
+__all__ = ["Job", "micro_batch", "run_stage"]
 
 
 @dataclass(frozen=True)
@@ -181,8 +180,3 @@ def _quantize(job: Job, stage: QuantizeStage, task: Task, listener: Listener) ->
         }
         spec = {**source.spec, "method": part.kind}
         seal_with_proof(_publication(job), folder, task, lambda given: onnx_runtime.run(session, given), "graph", path.name, spec, metrics)
-
-
-def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures among metrics."""
-    return {name: value for name, value in metrics.items() if isinstance(value, (int, float)) and math.isfinite(value)}
