@@ -16,7 +16,8 @@ finish. A run that ends before its moment was not killed: the trial is made agai
              safetensors and ONNX parsed. Checked right after the kill, before limbeck looks at the folder again.
 `hit`        the stage that a kill interrupted; `start` is before the run's folder had its recipe, `measurement` and `report` come after the last stage
 
-`source_unchanged` is false where limbeck's files were edited meanwhile: then the figures mean nothing. Intervals are Wilson's, 95%. Trials are recorded as they end: give the command again to go on. A trial that fails leaves its folder and log to look at.
+`source_unchanged` is false where limbeck's files were edited meanwhile: then the figures mean nothing. Intervals are Wilson's, 95%.
+Trials are recorded as they end: give the command again to go on. A trial that fails leaves its folder and log to look at.
 """
 
 import argparse
@@ -91,7 +92,8 @@ def measure(recipe: str, sets: list[str], kills: int, row: int, seed: int) -> di
         "identical": identical, "identical_95": wilson(identical, len(trials)),
         "whole": unbroken, "whole_95": wilson(unbroken, len(struck)),
         "missed": sum(one["missed"] for one in trials), "hit": dict(Counter(kill["hit"] for kill in struck)),
-        "control_identical": twin, "source_unchanged": source() == code, "seconds_unkilled": reference["seconds"], "pieces": len(reference["content"]), "stages": stages,
+        "control_identical": twin, "source_unchanged": source() == code,
+        "seconds_unkilled": reference["seconds"], "pieces": len(reference["content"]), "stages": stages,
     }  # fmt: skip
 
 
@@ -197,7 +199,7 @@ def content(out: Path) -> dict[str, str]:
             inside = Path(name)
             if inside.parts[0] == "checkpoint" and inside.name == "state.json":
                 state = read_json(path / name)
-                del state["position"]["seconds"], state["python"], state["numpy"]
+                del state["position"]["seconds"]
                 found[f"{path.name}/{name}"] = digest(state)
             elif inside.parts[0] != "checkpoint" or inside.name != "manifest.json":
                 found[f"{path.name}/{name}"] = told["sha256"]

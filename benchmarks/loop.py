@@ -7,12 +7,14 @@ validation and no checkpoint in the timed part. The ratio is limbeck / bare (1 =
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from bare_loop import train
 from limbeck.core.events import silent
 from limbeck.core.objective import Term
 from limbeck.engine.loop import fit
@@ -27,18 +29,14 @@ from limbeck.schemes.offline import Offline
 from limbeck.tasks.image import Image
 from limbeck.teachers.frozen import Frozen
 
-sys.path.insert(0, str(Path(__file__).parent))
-import numpy as np
-from bare_loop import train
-
 SHAPE, CLASSES = (1, 28, 28), 10
 JOBS = {
     "cnn": {"batch": 256, "steps": 40, "teacher": lambda: CNN(SHAPE, CLASSES, width=32), "student": lambda: CNN(SHAPE, CLASSES, width=32), "bar": 0.97},
     "mlp": {
         "batch": 64,
         "steps": 150,
-        "teacher": lambda: MLP(SHAPE, CLASSES, widths=[1200, 1200]),
-        "student": lambda: MLP(SHAPE, CLASSES, widths=[1200, 1200]),
+        "teacher": lambda: MLP(SHAPE, CLASSES, widths=(1200, 1200)),
+        "student": lambda: MLP(SHAPE, CLASSES, widths=(1200, 1200)),
         "bar": 0.95,
     },
 }
@@ -58,19 +56,7 @@ def measure(name: str, pairs: int) -> dict[str, object]:
     batch, steps = job["batch"], job["steps"]
     folder = Path("runs") / "benchmark-loop"
     folder.mkdir(parents=True, exist_ok=True)
-    data = folder / f"{name}.npz"
-    rng = np.random.default_rng(0)
-    n = batch * steps
-    np.savez(
-        data,
-        x_train=rng.integers(0, 256, (n, 28, 28), dtype=np.uint8),
-        y_train=rng.integers(0, 10, n),
-        x_test=rng.integers(0, 256, (20, 28, 28), dtype=np.uint8),
-        y_test=np.arange(20) % 10,
-    )
-    task = Image(data="npz", root=str(data), validation=0.0)
-    held = next(iter(task.loader("train", batch_size=n).batches(0)))
-    x, y = held["input"].clone(), held["label"].clone()
+    task, x, y = synthetic(folder / f"{name}.npz", batch * steps)
     loader = task.loader("train", batch_size=batch)
     example = next(iter(loader.batches(0)))
     plan = Training(epochs=1, batch_size=batch, optimizer=Sgd(lr=0.01), schedule=ConstantRate())
@@ -101,8 +87,24 @@ def measure(name: str, pairs: int) -> dict[str, object]:
     ratio = bootstrap_ratio(b, a)
     return {
         "job": name, "batch": batch, "steps": steps, "pairs": pairs, "threads": torch.get_num_threads(), "bar": job["bar"],
-        "steps_per_s_ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "median_of_pair_ratios": statistics.median(two / one for one, two in zip(a, b, strict=True)),
+        "steps_per_s_ratio": ratio.ratio, "low": ratio.low, "high": ratio.high,
+        "median_of_pair_ratios": statistics.median(two / one for one, two in zip(a, b, strict=True)),
     }  # fmt: skip
+
+
+def synthetic(file: Path, n: int) -> tuple[Image, Tensor, Tensor]:
+    """Make n random images; the task that holds them, and the same as plain tensors: images `[n, 1, 28, 28]`, labels `[n]`."""
+    rng = np.random.default_rng(0)
+    np.savez(
+        file,
+        x_train=rng.integers(0, 256, (n, *SHAPE[1:]), dtype=np.uint8),
+        y_train=np.arange(n) % CLASSES,
+        x_test=rng.integers(0, 256, (2 * CLASSES, *SHAPE[1:]), dtype=np.uint8),
+        y_test=np.arange(2 * CLASSES) % CLASSES,
+    )
+    task = Image(data="npz", root=str(file), validation=0.0)
+    held = next(iter(task.loader("train", batch_size=n).batches(0)))
+    return task, held["input"].clone(), held["label"].clone()
 
 
 if __name__ == "__main__":

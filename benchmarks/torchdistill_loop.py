@@ -43,7 +43,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, TensorDataset
@@ -59,7 +58,7 @@ from limbeck.objectives.supervised import Supervised
 from limbeck.schemes.offline import Offline
 from limbeck.tasks.image import Image
 from limbeck.teachers.frozen import Frozen
-from loop import CLASSES, JOBS, SHAPE
+from loop import JOBS, synthetic
 from records import folder, kept, tell
 
 TEMPERATURE, SOFT, LR, LOG_EVERY = 4.0, 0.9, 0.01, 100
@@ -123,21 +122,6 @@ def measure(name: str, rounds: int, asked: int | None) -> dict[str, Any]:
         "ratio_over_example": asdict(bootstrap_ratio(times["example"], times["limbeck"])),
         "ratio_over_minimal": asdict(bootstrap_ratio(times["minimal"], times["limbeck"])),
     }  # fmt: skip
-
-
-def synthetic(file: Path, n: int) -> tuple[Image, Tensor, Tensor]:
-    """Make n random images; the task that holds them, and the same as plain tensors: images `[n, 1, 28, 28]`, labels `[n]`."""
-    rng = np.random.default_rng(0)
-    np.savez(
-        file,
-        x_train=rng.integers(0, 256, (n, *SHAPE[1:]), dtype=np.uint8),
-        y_train=np.arange(n) % CLASSES,
-        x_test=rng.integers(0, 256, (2 * CLASSES, *SHAPE[1:]), dtype=np.uint8),
-        y_test=np.arange(2 * CLASSES) % CLASSES,
-    )
-    task = Image(data="npz", root=str(file), validation=0.0)
-    held = next(iter(task.loader("train", batch_size=n).batches(0)))
-    return task, held["input"].clone(), held["label"].clone()
 
 
 def scheme_of(student: nn.Module, teacher: nn.Module, task: Image) -> Offline:

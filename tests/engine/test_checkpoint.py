@@ -51,13 +51,15 @@ def test_everything_comes_back(trial: Trial, tmp_path: Path) -> None:
         losses = ours.wrapped(batch, "student")
         runtime.backward(losses.loss)
         ours.optimizers["student"].step()
-    random.seed(5), np.random.seed(6), torch.manual_seed(7)
+    random.seed(5)
+    np.random.seed(6)
+    torch.manual_seed(7)
     position = Position(step=3, epoch=1, micro=2, best_epoch=1, best=0.5, stale=1, sums={"loss": (0.1, 3.0)}, history=[{"epoch": 1, "train_loss": 0.1 + 0.2}])
     checkpoint.save(tmp_path, position, ours, runtime, keep=1)
     expected = [random.random(), np.random.rand(), torch.rand(()).item()]
     state = {name: value.clone() for name, value in ours.scheme.state_dict().items()}
     assert any("projector" in name for name in state)
-    slots = ours.optimizers["student"].state_dict()
+    slots: dict[str, Any] = dict(ours.optimizers["student"].state_dict())
 
     theirs = setup(trial, runtime)
     assert any(not torch.equal(value, theirs.scheme.state_dict()[name]) for name, value in state.items())
@@ -66,7 +68,7 @@ def test_everything_comes_back(trial: Trial, tmp_path: Path) -> None:
     found = checkpoint.restore(path, theirs, runtime)
     assert [random.random(), np.random.rand(), torch.rand(()).item()] == expected
     assert all(torch.equal(value, theirs.scheme.state_dict()[name]) for name, value in state.items())
-    again = theirs.optimizers["student"].state_dict()
+    again: dict[str, Any] = dict(theirs.optimizers["student"].state_dict())
     assert len(slots["state"]) == len(again["state"]) == len(list(ours.scheme.parameters()))
     for index, one in slots["state"].items():
         assert one.keys() == again["state"][index].keys()
@@ -119,7 +121,7 @@ def test_every_flipped_byte_is_noticed(trial: Trial, tmp_path: Path) -> None:
 def test_the_checkpoint_of_another_model_is_refused(trial: Trial, tmp_path: Path, other: Callable[[Trial], None]) -> None:
     saved(trial, tmp_path)
     other(trial)
-    with pytest.raises(ArtifactError, match="checkpoint of another model or other objectives: delete .* and run again"):
+    with pytest.raises(ArtifactError, match=r"checkpoint of another model or other objectives: delete .* and run again"):
         trial.run(tmp_path)
 
 

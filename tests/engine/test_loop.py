@@ -22,6 +22,7 @@ from limbeck.engine import checkpoint
 from limbeck.engine.loop import LOOK_EVERY, fit
 from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Runtime
+from limbeck.teachers.frozen import Frozen
 
 from .conftest import Trial, kd, mlp, supervised
 
@@ -57,7 +58,9 @@ def test_a_step_is_the_gradient_of_the_mean_loss_of_a_naive_loop(make_task: Call
     task = make_task(class_weight=WEIGHTS)
     trial = taught(task, plan(accumulate=accumulate, optimizer={"kind": "sgd", "lr": 0.1, "momentum": 0}, schedule={"kind": "constant"}))
     scheme = trial.scheme()
-    student, teacher = copy.deepcopy(scheme.get_submodule("student")).double(), copy.deepcopy(scheme.get_submodule("teacher").model).double()
+    frozen = scheme.get_submodule("teacher")
+    assert isinstance(frozen, Frozen)
+    student, teacher = copy.deepcopy(scheme.get_submodule("student")).double(), copy.deepcopy(frozen.model).double()
     losses = []
     for batch in task.loader("train", batch_size=16).batches(0):
         x, y = batch["input"].double(), batch["label"]
@@ -68,11 +71,10 @@ def test_a_step_is_the_gradient_of_the_mean_loss_of_a_naive_loop(make_task: Call
             q = F.log_softmax(z / 3, -1)
             soft = 9 * sum(p[row, c] * (p[row, c].log() - q[c]) for c in range(3))
             loss = loss + (0.7 * soft - 0.3 * WEIGHTS[int(y[row])] * F.log_softmax(z, -1)[y[row]]) / 16
-        student.zero_grad()
-        loss.backward()
+        gradients = torch.autograd.grad(loss, list(student.parameters()))
         with torch.no_grad():
-            for weight in student.parameters():
-                weight -= 0.1 * weight.grad
+            for weight, gradient in zip(student.parameters(), gradients, strict=True):
+                weight -= 0.1 * gradient
         losses.append(loss.item())
     reached, told = trial.run()
     for name, value in student.state_dict().items():

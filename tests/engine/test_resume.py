@@ -117,5 +117,5 @@ def test_more_epochs_go_on_from_the_last(make_task: Callable[..., Task], tmp_pat
 
 
 def test_ctrl_c_without_a_folder_saves_nothing_and_does_not_say_so(make_task: Callable[..., Task]) -> None:
-    with pytest.raises(Interrupted, match="interrupted at step 3 of 24 of train$"):
+    with pytest.raises(Interrupted, match=r"interrupted at step 3 of 24 of train$"):
         Trial(make_task(), plan(epochs=2), lambda: mlp(4)).run(at=press(3))

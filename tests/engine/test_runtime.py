@@ -51,7 +51,7 @@ def test_an_accelerator_that_is_not_there_is_refused() -> None:
 
 
 def test_float16_on_a_cpu_is_refused_and_not_replaced() -> None:
-    with pytest.raises(MismatchError, match="16-mixed needs a GPU, .* take precision: bf16-mixed, or 32-true"):
+    with pytest.raises(MismatchError, match=r"16-mixed needs a GPU, .* take precision: bf16-mixed, or 32-true"):
         Runtime(precision="16-mixed")
 
 

@@ -56,8 +56,8 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda t: stages(t)["teacher"].update(epochs="many"), "stages.teacher.epochs: .*integer.*, not 'many'"),
     (lambda t: stages(t)["teacher"].update(kind="trian"), "no kind 'trian' for stages.teacher; did you mean 'train'?"),
     (lambda t: stages(t)["teacher"].pop("kind"), "stages.teacher needs a kind; choices are distill, export, quantize, train"),
-    (lambda t: stages(t)["teacher"]["optimizer"].update(momentun=0), "no option 'momentun' in stages.teacher.optimizer; choices are betas, kind, lr, weight_decay"),
-    (lambda t: stages(t)["teacher"].update(optimizer={"kind": "sgd", "momentun": 0}), "no option 'momentun' in stages.teacher.optimizer; did you mean 'momentum'?"),
+    (lambda t: stages(t)["teacher"]["optimizer"].update(m=0), "no option 'm' in stages.teacher.optimizer; choices are betas, kind, lr, weight_decay"),
+    (lambda t: stages(t)["teacher"].update(optimizer={"kind": "sgd", "momentun": 0}), "no option 'momentun' in .*optimizer; did you mean 'momentum'?"),
     (lambda t: stages(t)["teacher"].update(optimizer={"kind": "adm"}), "no kind 'adm' for stages.teacher.optimizer; did you mean 'adam'?"),
     (lambda t: stages(t)["teacher"].update(optimizer={"lr": 1}), "stages.teacher.optimizer needs a kind; choices are adam, adamw, sgd"),
     (lambda t: stages(t)["teacher"]["optimizer"].update(lr=-1), "stages.teacher.optimizer.lr: input should be greater than 0, not -1"),
@@ -67,9 +67,9 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda t: stages(t)["student"].update(objectives=[]), "stages.student.objectives: list should have at least 1 item"),
     (lambda t: stages(t)["student"].update(objectives="response.kd"), "stages.student.objectives: input should be a valid list, not 'response.kd'"),
     (lambda t: stages(t)["student"]["objectives"][1].pop("kind"), "stages.student.objectives.1 needs the option 'kind'"),
-    (lambda t: stages(t)["student"]["objectives"][0].update(weight=-0.5), "the weight of response.kd in stage 'student' is -0.5; .* finite number of zero or more"),
+    (lambda t: stages(t)["student"]["objectives"][0].update(weight=-0.5), "the weight of response.kd in stage 'student' is -0.5; .* zero or more"),
     (lambda t: stages(t)["student"]["objectives"][0].update(weight=float("nan")), "the weight of response.kd in stage 'student' is nan"),
-    (lambda t: stages(t)["student"]["objectives"][0].update(weight="high"), "stages.student.objectives.0.weight: input should be a valid number, .*, not 'high'"),
+    (lambda t: stages(t)["student"]["objectives"][0].update(weight="high"), "stages.student.objectives.0.weight: .* a valid number, .*, not 'high'"),
     (
         lambda t: stages(t)["student"]["objectives"][0].update(weight={"kind": "linear", "strat": 1}),
         "no option 'strat' in stages.student.objectives.0.weight; did you mean 'start'?",
@@ -163,7 +163,7 @@ def test_settings_reach_every_level() -> None:
         ("stages.student.epochs", r"--set 'stages.student.epochs' must read a.b.c=value"),
         ("=3", "--set '=3' must read a.b.c=value"),
         ("stages.studnet.epochs=3", "--set stages.studnet.epochs: there is no stage 'studnet'; did you mean 'student'?"),
-        ("stages.student.objectives.2.weight=1", "--set stages.student.objectives.2.weight: stages.student.objectives is a list of 2, and '2' is no index of it"),
+        ("stages.student.objectives.2.weight=1", "stages.student.objectives is a list of 2, and '2' is no index of it"),
         ("stages.student.objectives.kd.weight=1", "stages.student.objectives is a list of 2, and 'kd' is no index of it"),
         ("stages.student.objectives.-1.weight=1", "'-1' is no index of it"),
         ("stages.student.objectives.².weight=1", "'²' is no index of it"),
@@ -188,7 +188,8 @@ def write(folder: Path, root: str | None, name: str = "toy.yaml") -> Path:
 
 
 def test_a_root_in_a_file_is_relative_to_the_file_and_one_in_a_setting_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "recipes").mkdir(), (tmp_path / "here").mkdir()
+    for name in ("recipes", "here"):
+        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     file = write(tmp_path / "recipes", "../data/toy.npz")
     assert load_recipe(file).task.options["root"] == str(tmp_path / "data" / "toy.npz")

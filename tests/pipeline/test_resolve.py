@@ -189,15 +189,15 @@ def test_a_part_or_option_that_is_not_there_is_named_with_the_nearest(slot: str,
 
 def test_a_part_in_full_has_its_whole_name_and_every_option() -> None:
     assert full("objectives", Part(kind="kd")) == {"kind": "response.kd", "temperature": 4.0}
-    assert full("models", Part(kind="mlp", widths=[3])) == {"kind": "mlp", "widths": [3], "dropout": 0.0, "input_dropout": 0.0}
+    assert full("models", Part.model_validate({"kind": "mlp", "widths": [3]})) == {"kind": "mlp", "widths": [3], "dropout": 0.0, "input_dropout": 0.0}
     assert graph_part("compress", "static_int8").kind == "quantize.static_int8"
-    assert graph_part("compress", Part(kind="static_int8", per_channel=False)).options == {"per_channel": False}
+    assert graph_part("compress", Part.model_validate({"kind": "static_int8", "per_channel": False})).options == {"per_channel": False}
 
 
 def test_a_model_is_built_again_from_its_spec() -> None:
     recipe = recipe_of()
     facts = make_tasks(recipe)["teacher"].facts()
-    spec = model_spec(Part(kind="mlp", widths=[7]), facts)
+    spec = model_spec(Part.model_validate({"kind": "mlp", "widths": [7]}), facts)
     torch.manual_seed(0)
     one = make_model(spec)
     torch.manual_seed(0)

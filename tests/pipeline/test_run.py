@@ -168,9 +168,8 @@ def test_data_that_change_in_their_test_split_alone_are_compared_anew(tmp_path: 
         np.savez(tmp_path / "toy.npz", **arrays, **(tests | ({"y_test": 1 - tests["y_test"]} if flipped else {})))
         run(tmp_path / "out", lambda t: t.update(task={"kind": "image", "data": "npz", "root": str(tmp_path / "toy.npz")}))
         found.append(read_json(tmp_path / "out" / "fidelity.json"))
-    assert found[0]["models"] != found[1]["models"]
-    right = [sum(row["correct"] for row in one["models"]["student"]["per_class"]) for one in found] if "correct" in str(found[0]) else None
-    assert right is None or right[0] + right[1] == 20
+    right = [sum(row["correct"] for row in one["models"]["student"]["per_class"]) for one in found]
+    assert right[0] + right[1] == 20 and right[0] != 10  # every answer that was right is wrong of the opposite labels
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "spec.json", "history.json", "manifest.json", "predictions.safetensors"])
@@ -249,25 +248,29 @@ def test_a_mistake_in_a_standing_run_loses_nothing(tmp_path: Path) -> None:
     assert {str(path): path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
 
 
+PRELOADED = ["limbeck.pipeline.run", "sklearn.datasets", "onnxruntime.quantization", "onnxscript", "torch._dynamo", "torch.onnx.ops"]
+"""What a run imports along the way."""
+
+
 def start(out: Path, tree: dict[str, Any]) -> BaseProcess:
     """Run in a process of its own, forked from a clean one that has torch already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["limbeck.pipeline.run", "onnxscript", "torch._dynamo"])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=run_recipe, args=(tree,), kwargs={"out": out, "listener": silent})
     process.start()
     return process
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    tree = toy(lambda t: (t["stages"].update(SHIPPED), t["stages"]["teacher"].update(epochs=30), t["stages"]["student"].update(epochs=30)))
-    start(tmp_path / "warm", toy()).join()
+    tree = toy(lambda t: (t["stages"].update(SHIPPED), t["stages"]["teacher"].update(epochs=25), t["stages"]["student"].update(epochs=25)))
+    start(tmp_path / "warm", toy(epochs(1))).join()  # so that the clock does not see the server start
     began = time.monotonic()
     whole = start(tmp_path / "whole", tree)
     whole.join()
     took = time.monotonic() - began
     assert whole.exitcode == 0
     chance, killed = random.Random(20), 0
-    for fraction in (0.25, 0.5, 0.8):
+    for fraction in (0.15, 0.3, 0.5):  # of a whole run: in the teacher, in the student, in the export
         process = start(tmp_path / "killed", tree)
         process.join(took * fraction * chance.uniform(0.8, 1.2))
         process.kill()

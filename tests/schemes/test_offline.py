@@ -105,13 +105,14 @@ def test_a_user_s_own_loop_binds_at_the_first_batch(batch: tuple[Tensor, Tensor]
     student = net(4, 5, 3)
     scheme = Offline(student, net(4, 9, 3, seed=1), [kd(), supervised()])
     optimizer = torch.optim.SGD(scheme.parameters(), lr=0.1)
-    first = scheme(batch).loss
+    costs = []
     for _ in range(20):
         optimizer.zero_grad()
         loss = scheme(batch).loss
         loss.backward()
         optimizer.step()
-    assert loss < first
+        costs.append(loss.item())
+    assert costs[-1] < costs[0]
 
 
 def test_a_projector_without_an_example_is_refused_every_time(batch: tuple[Tensor, Tensor]) -> None:
@@ -218,7 +219,7 @@ class Grafted(Batchwise):
 def test_what_ships_holds_every_graft_in_order() -> None:
     student = net(4, 5, 3)
     shipped = Offline(student, None, [Grafted(), Batchwise(), Grafted()]).shipped()["student"]
-    assert isinstance(shipped, nn.Sequential) and shipped[0][0] is student
+    assert isinstance(shipped, nn.Sequential) and isinstance(shipped[0], nn.Sequential) and shipped[0][0] is student
 
 
 def test_a_copy_is_whole_and_its_own(batch: tuple[Tensor, Tensor]) -> None:
@@ -246,7 +247,7 @@ def test_a_scheme_moves_with_its_teacher(batch: tuple[Tensor, Tensor]) -> None:
         (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), []), "a scheme without objectives has nothing to learn", RecipeError),
         (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [hint("layer1")]), r"the student \(Sequential\) has no layer 'layer1'", RecipeError),
         (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [hint("0", "layer1")]), r"the teacher \(Sequential\) has no layer 'layer1'", RecipeError),
-        (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [-1 * kd()]), "the weight of an objective is -1; it must be a finite number of zero or more", RecipeError),
+        (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [-1 * kd()]), "the weight of an objective is -1; it must be a finite", RecipeError),
         (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [math.nan * kd()]), "the weight of an objective is nan", RecipeError),
         (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [kd(temperature=0)]), "temperature is 0; it must be a finite number above zero", RecipeError),
         (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [supervised()])((x[0], x[1] + 1)), "label 3 is out of range: there are 3 classes, 0..2", DataError),

@@ -40,9 +40,11 @@ def test_it_answers_in_eval_mode_whatever_mode_it_was_put_in(batch: dict[str, to
         made[3].train()
     teacher = ready(made)
     if trained == "later":
-        teacher.train(), made.train()
+        teacher.train()
+        made.train()
     elif trained == "child later":
-        teacher(batch), made[1].train(), made.train()
+        teacher(batch)
+        made.train()
     said = teacher(batch)
     assert torch.equal(said.main.logits, expected)
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())

@@ -24,7 +24,7 @@ from ..core.errors import ArtifactError
 from ..core.files import atomic_folder, read_json, sha256, write_json
 from .runtime import Runtime, Setup
 
-__all__ = ["Position", "latest", "restore", "save"]
+__all__ = ["Position", "latest", "restore", "save", "seed_everything"]
 
 _FILES = ("state.safetensors", "state.json")
 
@@ -46,6 +46,13 @@ class Position:
     seconds: float = 0.0
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every random generator that a checkpoint keeps: torch's, Python's and numpy's global one."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def save(folder: Path, position: Position, setup: Setup, runtime: Runtime, keep: int) -> None:

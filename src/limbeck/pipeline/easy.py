@@ -20,6 +20,7 @@ from ..core.objective import Objective, Term
 from ..core.scheme import Scheme
 from ..core.task import Batch, Loader, Split, Task
 from ..core.teacher import Teacher, as_teacher
+from ..engine.checkpoint import seed_everything
 from ..engine.evaluate import predict
 from ..engine.loop import Work, fit
 from ..engine.plan import Training
@@ -97,7 +98,7 @@ def distill(
     if isinstance(data, Task) and plan.batch_size % plan.accumulate:
         raise MismatchError(f"batch_size {plan.batch_size} does not divide into {plan.accumulate} micro-batches: take a multiple of {plan.accumulate}")
     runtime = Runtime(accelerator=accelerator, precision=plan.precision)
-    torch.manual_seed(seed)
+    seed_everything(seed)
     chosen = [one if isinstance(one, Term) else Term(one) for one in (_usual() if objectives is None else objectives)]
     asked = as_teacher(teacher)
     for model in (student, asked):

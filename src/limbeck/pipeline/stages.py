@@ -16,6 +16,7 @@ from ..core.events import Listener, Note, StageStarted
 from ..core.files import atomic_folder, write_json
 from ..core.graph import Compressor, Exporter
 from ..core.task import Loader, Task
+from ..engine.checkpoint import seed_everything
 from ..engine.loop import Work, fit, steps_per_epoch
 from ..engine.runtime import Runtime
 from ..export import Tolerance, parity
@@ -70,7 +71,7 @@ def _train(runtime: Runtime, job: Job, listener: Listener) -> None:
     seed = job.recipe.seed
     if runtime.device.type != "cpu" and runtime.is_main:
         listener(Note(f"training on {runtime.device}", job.name))
-    torch.manual_seed(seed)
+    seed_everything(seed)
     if stage.init is not None:
         start = job.parent(stage.init)
         student, how = load_module(start), start.spec
@@ -90,7 +91,7 @@ def _train(runtime: Runtime, job: Job, listener: Listener) -> None:
     for teacher in teachers:
         teacher.to(runtime.device)
     scheme = make_scheme(stage, student, teachers, task, task.facts(), example)
-    torch.manual_seed(seed + 1 + runtime.rank)
+    seed_everything(seed + 1 + runtime.rank)
     if runtime.is_main:
         listener(StageStarted(job.name, stage.kind, stage.epochs * steps_per_epoch(loader, stage)))
     watch = listener if runtime.is_main else _deaf
