@@ -9,9 +9,8 @@ finish. A run that ends before its moment was not killed: the trial is made agai
 
 `finished`   trials whose last command ended with exit code 0
 `identical`  trials whose artifacts all verify and equal the unkilled run's byte for byte: weights (model, best, last), exported and quantized files,
-             predictions, golden answers, history, optimizer state. Left out are times (latency and its kin in metrics.json, `seconds` in a checkpoint's
-             state.json), in that file the states of Python's and numpy's global generators, which start anew in every process and from which nothing here
-             draws, and the checksums of that file.
+             predictions, golden answers, history, optimizer and generator states. Left out are times (latency and its kin in metrics.json, `seconds` in a
+             checkpoint's state.json) and the checksums of that file.
 `whole`      kills after which everything that stood under its final name was whole: artifacts and checkpoints verified against their manifests, JSON,
              safetensors and ONNX parsed. Checked right after the kill, before limbeck looks at the folder again.
 `hit`        the stage that a kill interrupted; `start` is before the run's folder had its recipe, `measurement` and `report` come after the last stage

@@ -225,6 +225,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], type[LimbeckError], str]] = [
     ),
     (lambda t: t["stages"].update(out={"kind": "export", "of": "student", "format": "onxx"}), RecipeError, "no part 'onxx' among export; did you mean 'onnx'?"),
     (lambda t: t["stages"]["teacher"].update(objectives=[{"kind": "response.kd"}]), MismatchError, "the objective kd needs a teacher, and there is none"),
+    (lambda t: (t["task"].update(validation=0), t["stages"]["student"].update(early_stopping=2)), MismatchError, "early_stopping watches the validation split"),
     (lambda t: t["task"].update(data="digit"), RecipeError, "option 'data' of tasks.image must be 'digits' or"),
     (lambda t: t["task"].update(augment=[{"kind": "shift", "pixels": 0}]), RecipeError, "augment"),
 ]

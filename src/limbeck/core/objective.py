@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
+from .errors import RecipeError
 from .knowledge import Knowledge, Needs
 from .schedule import Clock, Number, at, check_number
 
@@ -59,6 +60,8 @@ class Term(nn.Module):
 
     def __init__(self, objective: Objective, weight: Number = 1.0) -> None:
         super().__init__()
+        if not isinstance(objective, Objective):
+            raise RecipeError(f"an objective is an Objective, such as KD(temperature=4.0), not {objective!r}")
         check_number("the weight of an objective", weight, positive=False)
         self.objective = objective
         self.weight = weight

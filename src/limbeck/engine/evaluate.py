@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import MismatchError
 from ..core.task import Split, Task
 from .runtime import Runtime
 
@@ -55,6 +56,8 @@ def predict(answer: Callable[[Tensor], Tensor], task: Task, split: Split, *, bat
     logits, labels, ids = [], [], []
     for raw in task.loader(split, batch_size=batch_size, device=device).batches(0):
         batch = task.batch(raw)
+        if "label" not in batch:
+            raise MismatchError(f"a batch of the {split} split has no labels (fields {', '.join(batch)}): accuracy cannot be measured without them")
         logits.append(answer(batch["input"]).float().cpu())
         labels.append(batch["label"].cpu())
         ids.append(batch["id"].cpu() if "id" in batch else torch.arange(len(labels[-1])) + sum(len(one) for one in labels[:-1]))

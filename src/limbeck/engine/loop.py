@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.errors import Interrupted, MismatchError, TrainingError
+from ..core.errors import DataError, Interrupted, MismatchError, TrainingError
 from ..core.events import EpochDone, Listener, Note, Progress
 from ..core.files import atomic_folder
 from ..core.scheme import Losses, Scheme
@@ -155,6 +155,8 @@ def _epoch(run: _Run) -> None:
     batches = run.loader.batches(position.epoch, skip=position.micro)
     for _ in range(position.micro // plan.accumulate, run.steps):
         micro = list(islice(batches, plan.accumulate))
+        if len(micro) < plan.accumulate:
+            raise DataError(f"the training loader said {len(run.loader)} batches and gave fewer in epoch {position.epoch + 1}: give it a true __len__")
         epoch = position.step / run.steps
         scheme.at(epoch, plan.epochs)
         for phase in scheme.phases:
@@ -221,7 +223,7 @@ def _look(run: _Run, seen: list[_Seen]) -> None:
                 if not math.isfinite(value):
                     raise TrainingError(
                         f"{name.replace('_', ' ')} of {run.stage} is {value} at step {one.step}: "
-                        "look for a learning rate that is too high or data that are not finite; the last good checkpoint is kept"
+                        f"look for a learning rate that is too high or data that are not finite{'; the last good checkpoint is kept' if run.work else ''}"
                     )
                 summed, counted = run.position.sums.get(name, (0.0, 0.0))
                 run.position.sums[name] = (summed + value, counted + count)

@@ -64,7 +64,7 @@ def publish_module(
     """Write a trained module's artifact; `how` says how to rebuild it, `state` holds the checkpoints. The chosen weights stay loaded; returns the metrics."""
     facts = task.facts()
     best, last = choose(model, fitted, plan)
-    example = torch.zeros(1, *facts.in_shape, device=device)
+    example = real_inputs(task, 1, device)
     metrics = training_metrics(fitted) | {"parameters": parameters(model), "macs": macs(model, example)}
 
     def answer(inputs: Tensor) -> Tensor:

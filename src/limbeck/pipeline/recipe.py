@@ -212,7 +212,7 @@ class _Loader(yaml.SafeLoader):
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         first = " ".join(str(error).split())
         raise RecipeError(f"{where} is not YAML: {first}") from None

@@ -69,6 +69,8 @@ def make_scheme(stage: TrainStage, student: nn.Module, teachers: list[nn.Module]
     Raises:
         RecipeError, MismatchError: parts that do not fit.
     """
+    if stage.early_stopping and "validation" not in task.splits():
+        raise MismatchError("early_stopping watches the validation split, and there is none: set the task's `validation` above 0, or leave early_stopping out")
     terms = [Term(lookup.build("objectives", spec.kind, spec.options), spec.weight) for spec in stage.objectives]
     teacher: Teacher | None = None
     if isinstance(stage, DistillStage):

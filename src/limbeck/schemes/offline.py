@@ -40,6 +40,7 @@ class Offline(Scheme):
         facts: Facts | None = None,
     ) -> None:
         super().__init__()
+        _apart(teacher, student)
         self.student = student
         self.teacher = None if teacher is None else as_teacher(teacher)
         self._terms = [one if isinstance(one, Term) else Term(one) for one in objectives]
@@ -143,3 +144,13 @@ class Offline(Scheme):
     def after_step(self) -> None:
         if self.teacher is not None:
             self.teacher.after_step(self.student)
+
+
+def _apart(teacher: "nn.Module | Teacher | None", student: nn.Module) -> None:
+    """Refuse a bare module as the teacher that shares a parameter with its student: it would learn too, in silence."""
+    if teacher is None or isinstance(teacher, Teacher):
+        return
+    learns = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
+    shared = [name for name, parameter in teacher.named_parameters() if id(parameter) in learns]
+    if shared:
+        raise MismatchError(f"teacher and student share the parameter {shared[0]!r}, so that the teacher would learn too: give it copy.deepcopy of the model")
