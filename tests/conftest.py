@@ -14,3 +14,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "data" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="set LIMBECK_DATA to the folder of the real data"))
+
+
+@pytest.fixture(autouse=True)
+def a_checkpoint_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save after every epoch, however short."""
+    monkeypatch.setattr("limbeck.engine.loop.SAVE_EVERY", 0.0)

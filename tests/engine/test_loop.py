@@ -176,6 +176,19 @@ def test_the_best_epoch_s_weights_are_kept_apart_from_the_last(make_task: Callab
     assert any(not torch.equal(value, after[-1][name]) for name, value in told.best["student"].items())
 
 
+def test_among_equals_the_lower_loss_is_the_best(make_task: Callable[..., Task]) -> None:
+    task = make_task()
+
+    class Tied(type(task)):
+        def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
+            return {"accuracy": torch.full(batch["label"].shape, 0.5), "loss": torch.full(batch["label"].shape, next(losses))}
+
+    task.__class__ = Tied
+    losses = iter([3.0, 1.0, 2.0, 1.0])
+    told = Trial(task, plan(epochs=4), lambda: mlp(4)).run()[1]
+    assert told.best_epoch == 2
+
+
 def test_early_stopping_counts_epochs_without_a_better_metric(make_task: Callable[..., Task]) -> None:
     task = scripted(make_task(), [0.1, 0.1, 0.2, 0.2, 0.15, 0.3, 0.9])
     told = Trial(task, plan(epochs=7, early_stopping=2), lambda: mlp(4)).run()[1]

@@ -89,7 +89,7 @@ class Task(ABC):
 
     @abstractmethod
     def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
-        """Name -> one number per prediction `[N]`, whose mean over a split is a metric; `metric` is among them."""
+        """Name -> one number per prediction `[N]`, whose mean over a split is a metric; `metric` is among them, and a `loss` breaks its ties."""
 
 
 def default_task() -> Task:

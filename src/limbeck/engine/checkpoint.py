@@ -42,6 +42,7 @@ class Position:
     micro: int = 0
     best_epoch: int = 0
     best: float | None = None
+    best_loss: float | None = None
     stale: int = 0
     seconds: float = 0.0
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)

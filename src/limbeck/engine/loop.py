@@ -32,6 +32,11 @@ LOOK_EVERY = 10
 """Steps between two looks at the losses: the only moments at which the host waits for the device."""
 
 
+_NORM = "gradient_norm"
+SAVE_EVERY = 5.0
+"""Seconds between two checkpoints at the least, but for the first: short epochs share one. When it falls changes nothing about what a resumed run computes."""
+
+
 @dataclass(frozen=True)
 class Work:
     """Where a training run keeps what it needs to go on after a kill; nothing is written where there is none."""
@@ -100,22 +105,24 @@ def fit(
         runtime.open_logs(work.logs, run.position.step, tensorboard=work.tensorboard)
     if runtime.world > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in scheme.modules()):
         listener(Note(f"{runtime.world} processes: batch norm uses each one's own statistics", stage))
-    best: dict[str, dict[str, Tensor]] = {}
     with _asked_to_stop() as run.stop:
-        while run.position.epoch < plan.epochs and not (plan.early_stopping and run.position.stale >= plan.early_stopping):
+        while not _finished(run):
             _epoch(run)
             if _evaluate(run):
-                best = {player: _weights(model) for player, model in scheme.shipped().items()}
-                _keep_best(run, best)
-            run.save()
+                run.best = {player: _weights(model) for player, model in scheme.shipped().items()}
+                run.best_saved = False
+            if _finished(run) or not run.saved or time.monotonic() - run.began >= SAVE_EVERY:
+                run.save()
             row = run.position.history[-1]
             figures = {name: value for name, value in row.items() if name not in ("epoch", "parts")}
             runtime.log(figures | row["parts"], run.position.step)
             listener(EpochDone(stage, run.position.epoch, plan.epochs, figures))
+        if run.stop.is_set():
+            raise Interrupted(f"interrupted when {stage} was trained{'; the state is saved: run the same command again to go on' if work else ''}")
     runtime.close_logs()
-    if not best and work is not None:
-        best = {player: load_file(work.best(player) / "model.safetensors") for player in scheme.shipped()}
-    return Fit(run.position.history, run.position.step, run.position.seconds, run.position.best_epoch, best)
+    if not run.best and work is not None:
+        run.best = {player: load_file(work.best(player) / "model.safetensors") for player in scheme.shipped()}
+    return Fit(run.position.history, run.position.step, run.position.seconds, run.position.best_epoch, run.best)
 
 
 @dataclass
@@ -134,10 +141,19 @@ class _Run:
     position: Position = field(default_factory=Position)
     stop: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
+    best: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    best_saved: bool = True
+    saved: bool = False
 
     def save(self) -> None:
+        """Write the best weights, then the state that knows of them: killed between the two, the epoch is run again and writes the same."""
         now = time.monotonic()
-        self.position.seconds, self.began = self.position.seconds + now - self.began, now
+        self.position.seconds, self.began, self.saved = self.position.seconds + now - self.began, now, True
+        if self.work is not None and self.runtime.is_main and not self.best_saved:
+            for player, weights in self.best.items():
+                with atomic_folder(self.work.best(player)) as scratch:
+                    save_file(weights, scratch / "model.safetensors")
+            self.best_saved = True
         if self.work is not None:
             checkpoint.save(self.work.checkpoints, self.position, self.setup, self.runtime, self.plan.keep)
 
@@ -145,6 +161,10 @@ class _Run:
         """The mean of a loss over the epoch so far."""
         summed, counted = self.position.sums[name]
         return summed / max(counted, 1.0)
+
+
+def _finished(run: _Run) -> bool:
+    return run.position.epoch >= run.plan.epochs or bool(run.plan.early_stopping and run.position.stale >= run.plan.early_stopping)
 
 
 def _epoch(run: _Run) -> None:
@@ -172,9 +192,11 @@ def _epoch(run: _Run) -> None:
             run.listener(Progress(run.stage, position.step, total, {"loss": run.mean("loss"), **shown}))
         if _everyone_stops(run, looked=not seen):
             _look(run, seen)
+            _refuse_broken(run)
             run.save()
             saved = "; the state is saved: run the same command again to go on" if run.work is not None else ""
             raise Interrupted(f"interrupted at step {position.step} of {total} of {run.stage}{saved}")
+    _refuse_broken(run)
     position.epoch += 1
     position.micro = 0
 
@@ -207,7 +229,7 @@ def _step(run: _Run, micro: list[Batch], phase: str) -> tuple[dict[str, Tensor],
         for parameter in (one for group in optimizer.param_groups for one in group["params"] if one.grad is not None):
             parameter.grad.mul_(factor)
     if run.plan.clip is not None:
-        parts["gradient_norm"] = runtime.clip(run.setup, phase, run.plan.clip) * count
+        parts[_NORM] = runtime.clip(run.setup, phase, run.plan.clip) * count
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return parts, count
@@ -221,13 +243,25 @@ def _look(run: _Run, seen: list[_Seen]) -> None:
         for one, (count, *values) in zip(rows, table, strict=True):
             for name, value in zip(names, values, strict=True):
                 if not math.isfinite(value):
-                    raise TrainingError(
-                        f"{name.replace('_', ' ')} of {run.stage} is {value} at step {one.step}: "
-                        f"look for a learning rate that is too high or data that are not finite{'; the last good checkpoint is kept' if run.work else ''}"
-                    )
+                    if name == _NORM and run.plan.precision == "16-mixed":
+                        continue  # a step that the gradient scaler skips
+                    raise _not_finite(run, name.replace("_", " "), value, one.step)
                 summed, counted = run.position.sums.get(name, (0.0, 0.0))
                 run.position.sums[name] = (summed + value, counted + count)
     seen.clear()
+
+
+def _refuse_broken(run: _Run) -> None:
+    """Refuse weights that are not finite before they are evaluated or saved: what the last step broke shows in no loss yet."""
+    named = [(name, value) for name, value in run.setup.scheme.named_parameters() if value.requires_grad]
+    broken = ~torch.stack([value.detach().isfinite().all() for _, value in named])
+    if broken.any():
+        raise _not_finite(run, named[int(broken.nonzero()[0])][0], "not finite", run.position.step)
+
+
+def _not_finite(run: _Run, what: str, value: object, step: int) -> TrainingError:
+    kept = "; the last good checkpoint is kept" if run.work else ""
+    return TrainingError(f"{what} of {run.stage} is {value} at step {step}: look for a learning rate that is too high or data that are not finite{kept}")
 
 
 def _everyone_stops(run: _Run, *, looked: bool) -> bool:
@@ -238,7 +272,10 @@ def _everyone_stops(run: _Run, *, looked: bool) -> bool:
 
 
 def _evaluate(run: _Run) -> bool:
-    """Close an epoch: write its row, and say whether it is the best so far; without a validation split the last always is."""
+    """Close an epoch: write its row, and say whether it is the best so far by the task's metric, by the lower loss among equals.
+
+    Without a validation split the last epoch always is.
+    """
     position, plan, task = run.position, run.plan, run.task
     means = {name: run.mean(name) for name in position.sums}
     position.sums = {}
@@ -248,8 +285,8 @@ def _evaluate(run: _Run) -> bool:
         "lr": rate(plan.schedule, (position.step - 1) / run.steps, plan.epochs) * plan.optimizer.lr,
         "train_loss": means.pop("loss"),
     }
-    if (norm := means.pop("gradient_norm", None)) is not None:
-        row["gradient_norm"] = norm
+    if (norm := means.pop(_NORM, None)) is not None:
+        row[_NORM] = norm
     row["parts"] = means
     position.history.append(row)
     if "validation" not in task.splits():
@@ -259,21 +296,22 @@ def _evaluate(run: _Run) -> bool:
     for player, model in shipped.items():
         prefix = "validation_" if len(shipped) == 1 else f"validation_{player}_"
         row |= {f"{prefix}{name}": value for name, value in evaluate(model, task, "validation", run.runtime).items()}
-    reached = [row[name] for name in row if name.startswith("validation_") and name.endswith(f"_{task.metric}")]
-    mean = sum(reached) / len(reached)
-    if position.best is None or (mean > position.best if task.higher_is_better else mean < position.best):
-        position.best, position.best_epoch, position.stale = mean, position.epoch, 0
+    reached, loss = _mean_of(row, task.metric), _mean_of(row, "loss")
+    assert reached is not None, f"a task's scores hold its metric {task.metric!r}"
+    gain = 0.0 if position.best is None else (reached - position.best) * (1 if task.higher_is_better else -1)
+    tied = gain == 0 and loss is not None and position.best_loss is not None and loss < position.best_loss
+    if position.best is None or gain > 0 or tied:
+        position.best, position.best_loss, position.best_epoch = reached, loss, position.epoch
+        position.stale = position.stale + 1 if gain == 0 and len(position.history) > 1 else 0
         return True
     position.stale += 1
     return False
 
 
-def _keep_best(run: _Run, best: dict[str, dict[str, Tensor]]) -> None:
-    if run.work is None or not run.runtime.is_main:
-        return
-    for player, weights in best.items():
-        with atomic_folder(run.work.best(player)) as scratch:
-            save_file(weights, scratch / "model.safetensors")
+def _mean_of(row: dict[str, Any], score: str) -> float | None:
+    """The mean over players of a validation score, where the task has it."""
+    found = [value for name, value in row.items() if name.startswith("validation_") and name.endswith(f"_{score}")]
+    return sum(found) / len(found) if found else None
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
