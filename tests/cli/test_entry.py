@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +114,14 @@ def test_each_error_has_its_exit_code(raised, code, monkeypatch, capfd):
     out, err = capfd.readouterr()
     assert json.loads(out) == {"error": {"type": raised, "message": "two lines"}}
     assert err == "limbeck: two lines\n"
+
+
+def test_a_part_in_the_current_folder_is_found_by_the_installed_command(tmp_path):
+    lines = "from torch import nn\n\n\ndef make(in_shape, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    (tmp_path / "mine.py").write_text(lines)
+    command = Path(sys.executable).parent / "limbeck"
+    model = '{kind: "python:mine:make"}'
+    asked = [str(command), "check", "digits", "--set", f"stages.alone.model={model}"]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "stage alone: train 650 parameters" in done.stdout

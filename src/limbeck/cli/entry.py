@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -18,6 +19,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name shows its code
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # for `python:` parts; last, so that nothing lying here stands in for a library
     sys.exit(invoke(sys.argv[1:]))
 
 

@@ -259,8 +259,10 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         raise RecipeError(f"--set {setting!r} must read a.b.c=value")
     value = _expand(_parse(text, f"the value of --set {path}"))
     keys = path.split(".")
-    if keys[-2:] == ["task", "root"] and isinstance(value, str):
-        value = str(Path(value).expanduser().resolve())
+    given = {"root": value} if keys[-2:] == ["task", "root"] else value if keys[-1] == "task" else None
+    if isinstance(given, dict):
+        _anchor({"task": given}, Path.cwd())
+        value = given if keys[-1] == "task" else given["root"]
     here: Any = tree
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
