@@ -8,7 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, 
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from ..core.events import EpochDone, Event, Note, Progress, StageDone, StageStarted
+from limbeck.core.events import EpochDone, Event, Note, Progress, StageDone, StageStarted
+
 from .figures import of_epoch
 from .lines import note, summary
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from limbeck import __version__
+
 from .output import complain, rendered, say, say_json, stdout_kept
 
 __all__ = ["app"]
@@ -52,7 +53,8 @@ def run(
 @app.command()
 def check(recipe: RecipeName, sets: Sets = None, json: Json = False, quiet: Quiet = False) -> None:
     """Check everything about a recipe that can be checked without training."""
-    from ..pipeline.check import check as check_recipe
+    from limbeck.pipeline.check import check as check_recipe
+
     from .watching import watcher
 
     with stdout_kept(), watcher(stages=0, processes=2, quiet=quiet) as listener:
@@ -66,7 +68,7 @@ def check(recipe: RecipeName, sets: Sets = None, json: Json = False, quiet: Quie
 @app.command("list")
 def list_(json: Json = False) -> None:
     """List the built-in recipes, and every part by its slot."""
-    from ..pipeline import catalog
+    from limbeck.pipeline import catalog
 
     parts, recipes = catalog.parts(), catalog.recipes()
     if json:
@@ -82,7 +84,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A part, such as response.kd or models.cnn, or a built-in recipe.")], json: Json = False
 ) -> None:
     """Show a part (what it is, its paper, options and needs) or a built-in recipe's YAML."""
-    from ..pipeline import catalog
+    from limbeck.pipeline import catalog
 
     found = catalog.describe(name)
     if isinstance(found, str):
@@ -102,7 +104,7 @@ def show(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe, for editors that complete and check YAML by one."""
-    from ..pipeline import catalog
+    from limbeck.pipeline import catalog
 
     say_json(catalog.schema())
 
@@ -110,7 +112,7 @@ def schema() -> None:
 @app.command()
 def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.")], json: Json = False) -> None:
     """Write report.html from a run's files, anew."""
-    from ..report import write
+    from limbeck.report import write
 
     written = [str(write(folder)) for folder in runs]
     if json:
@@ -141,7 +143,7 @@ def predict(
     json: Json = False,
 ) -> None:
     """Say which class each image is, and how probable that is."""
-    from ..pipeline.predict import predict as ask
+    from limbeck.pipeline.predict import predict as ask
 
     with stdout_kept():
         found = ask(artifact, inputs)
@@ -160,8 +162,9 @@ def clean(
     json: Json = False,
 ) -> None:
     """List what runs keep beside their results (shelved stages, unfinished work), and remove it with --yes."""
-    from ..pipeline.clean import clean as remove
-    from ..pipeline.clean import leftovers, runs_under
+    from limbeck.pipeline.clean import clean as remove
+    from limbeck.pipeline.clean import leftovers, runs_under
+
     from .figures import file_size
 
     folders = runs_under(Path("runs")) if run is None else [run]

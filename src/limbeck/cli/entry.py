@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from ..core.errors import LimbeckError
+from limbeck.core.errors import LimbeckError
+
 from .commands import app
 from .output import complain, say_json
 

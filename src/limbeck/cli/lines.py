@@ -2,7 +2,8 @@
 
 import time
 
-from ..core.events import EpochDone, Event, Note, Progress, StageDone, StageStarted
+from limbeck.core.events import EpochDone, Event, Note, Progress, StageDone, StageStarted
+
 from .figures import clock, of_epoch, of_stage
 from .output import complain
 

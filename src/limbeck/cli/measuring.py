@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import lookup
-from ..core.artifact import Artifact
-from ..core.errors import RecipeError
+from limbeck.core import lookup
+from limbeck.core.artifact import Artifact
+from limbeck.core.errors import RecipeError
+
 from .figures import file_size, percent
 from .output import complain, rendered, say, say_json, stdout_kept
 
@@ -22,7 +23,7 @@ _KNOWN = ("accuracy", "accuracy_low", "accuracy_high", "parameters", "macs")
 
 def measure_and_tell(paths: Sequence[Path], *, threads: int, seconds: float, batch: int, json: bool) -> None:
     """Measure artifacts in fresh processes and print the figures."""
-    from ..measure.latency import ModelFile, measure_files
+    from limbeck.measure.latency import ModelFile, measure_files
 
     if len({path.resolve() for path in paths}) < len(paths):
         raise RecipeError("an artifact is named twice: name each once")
@@ -51,7 +52,7 @@ def _file(artifact: Artifact, path: Path) -> Path:
         return artifact.model_file
     import torch
 
-    from ..pipeline.modules import load_module
+    from limbeck.pipeline.modules import load_module
 
     complain(f"{artifact.path} holds a trained module: it is measured through an ONNX file made of it", prefix="")
     lookup.build("export", "onnx", {}).export(load_module(artifact), torch.zeros(2, *artifact.spec["in_shape"]), path)

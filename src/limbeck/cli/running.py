@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import Interrupted
+from limbeck.core.errors import Interrupted
+
 from .figures import file_size, percent
 from .output import rendered, say, say_json, stdout_kept
 from .watching import watcher
@@ -17,12 +18,12 @@ __all__ = ["results", "run_and_tell"]
 
 def run_and_tell(source: str, sets: Sequence[str], out: Path | None, *, json: bool, quiet: bool) -> None:
     """Run a recipe, then print its results: a short table and the report's path, or one JSON object."""
-    from ..pipeline.recipe import load_recipe
+    from limbeck.pipeline.recipe import load_recipe
 
     recipe = load_recipe(source, sets)
     try:
         with stdout_kept():
-            from .. import run
+            from limbeck import run
 
             with watcher(stages=len(recipe.stages), processes=recipe.runtime.devices, quiet=quiet) as listener:
                 done = run(source, sets=sets, out=out, listener=listener)
@@ -31,8 +32,8 @@ def run_and_tell(source: str, sets: Sequence[str], out: Path | None, *, json: bo
     if json:
         say_json(done.as_dict())
         return
-    from ..core.files import read_json
-    from ..pipeline.run import roles
+    from limbeck.core.files import read_json
+    from limbeck.pipeline.run import roles
 
     measurement = done.out / "measurement.json"
     told = read_json(measurement) if measurement.is_file() else {}

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..pipeline.catalog import Entry, PartPage
+    from limbeck.pipeline.catalog import Entry, PartPage
 
 __all__ = ["listing", "part_page"]
 

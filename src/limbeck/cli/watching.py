@@ -4,7 +4,8 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
-from ..core.events import Listener
+from limbeck.core.events import Listener
+
 from .lines import Lines, loud_only
 
 __all__ = ["watcher"]

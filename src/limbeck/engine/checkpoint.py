@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core.errors import ArtifactError
-from ..core.files import atomic_folder, read_json, sha256, write_json
+from limbeck.core.errors import ArtifactError
+from limbeck.core.files import atomic_folder, read_json, sha256, write_json
+
 from .runtime import Runtime, Setup
 
 __all__ = ["Position", "latest", "restore", "save", "seed_everything"]

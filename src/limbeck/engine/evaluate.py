@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import MismatchError
-from ..core.task import Split, Task
+from limbeck.core.errors import MismatchError
+from limbeck.core.task import Split, Task
+
 from .runtime import Runtime
 
 __all__ = ["Predictions", "evaluate", "predict"]

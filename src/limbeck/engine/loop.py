@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.errors import DataError, Interrupted, MismatchError, TrainingError
-from ..core.events import EpochDone, Listener, Note, Progress
-from ..core.files import atomic_folder
-from ..core.scheme import Losses, Scheme
-from ..core.task import Batch, Loader, Task
+from limbeck.core.errors import DataError, Interrupted, MismatchError, TrainingError
+from limbeck.core.events import EpochDone, Listener, Note, Progress
+from limbeck.core.files import atomic_folder
+from limbeck.core.scheme import Losses, Scheme
+from limbeck.core.task import Batch, Loader, Task
+
 from . import checkpoint
 from .checkpoint import Position
 from .evaluate import evaluate

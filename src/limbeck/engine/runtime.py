@@ -22,9 +22,9 @@ from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, multiprocessing
 from torch.multiprocessing.spawn import ProcessException
 
-from ..core.errors import Interrupted, LimbeckError, MismatchError, MissingDependency
-from ..core.events import Listener
-from ..core.scheme import Scheme
+from limbeck.core.errors import Interrupted, LimbeckError, MismatchError, MissingDependency
+from limbeck.core.events import Listener
+from limbeck.core.scheme import Scheme
 
 __all__ = ["Accelerator", "Runtime", "Setup"]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.errors import DataError, MismatchError
+from limbeck.core.errors import DataError, MismatchError
+
 from .statistics import wilson
 
 if TYPE_CHECKING:

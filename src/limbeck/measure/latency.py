@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ArtifactError, LimbeckError, RecipeError
+from limbeck.core.errors import ArtifactError, LimbeckError, RecipeError
+
 from . import energy
 from .machine import busy, machine
 from .size import file_bytes

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import ArtifactError, MismatchError
+from limbeck.core.errors import ArtifactError, MismatchError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

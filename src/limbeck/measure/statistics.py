@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.errors import DataError, MismatchError
+from limbeck.core.errors import DataError, MismatchError
 
 __all__ = ["Interval", "McNemar", "Ratio", "bootstrap_ratio", "mcnemar", "paired_t", "wilson"]
 

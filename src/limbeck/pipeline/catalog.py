@@ -12,9 +12,10 @@ import pydantic_core
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
-from ..core import lookup
-from ..core.errors import RecipeError, did_you_mean
-from ..core.lookup import wanted
+from limbeck.core import lookup
+from limbeck.core.errors import RecipeError, did_you_mean
+from limbeck.core.lookup import wanted
+
 from .recipe import DistillStage, ExportStage, ObjectiveSpec, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, builtin
 
 __all__ = ["Entry", "OptionLine", "PartPage", "describe", "parts", "recipes", "schema"]

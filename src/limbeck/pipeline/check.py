@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import lookup
-from ..core.errors import DataError, StorageError
-from ..core.events import Listener, Note, silent
-from ..core.files import storage
-from ..core.objective import Objective
-from ..core.scheme import Scheme
-from ..core.task import Task
-from ..engine.loop import optimizers, steps_per_epoch
-from ..engine.runtime import Runtime
-from ..measure.size import parameters
+from limbeck.core import lookup
+from limbeck.core.errors import DataError, StorageError
+from limbeck.core.events import Listener, Note, silent
+from limbeck.core.files import storage
+from limbeck.core.objective import Objective
+from limbeck.core.scheme import Scheme
+from limbeck.core.task import Task
+from limbeck.engine.loop import optimizers, steps_per_epoch
+from limbeck.engine.runtime import Runtime
+from limbeck.measure.size import parameters
+
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe
 from .resolve import graph_part, make_model, make_scheme, make_tasks, model_spec
 from .stages import micro_batch

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import ArtifactError
-from ..core.files import lock, storage
+from limbeck.core.errors import ArtifactError
+from limbeck.core.files import lock, storage
 
 __all__ = ["Leftover", "clean", "leftovers", "runs_under"]
 

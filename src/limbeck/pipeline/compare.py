@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..core.artifact import Artifact
-from ..core.files import digest, read_json, write_json
-from ..measure.fidelity import per_class, reliability
-from ..measure.statistics import mcnemar
+from limbeck.core.artifact import Artifact
+from limbeck.core.files import digest, read_json, write_json
+from limbeck.measure.fidelity import per_class, reliability
+from limbeck.measure.statistics import mcnemar
+
 from .modules import read_tensors
 from .recipe import Recipe
 

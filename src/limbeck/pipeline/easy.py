@@ -9,26 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import VERSION, lookup
-from ..core._complaint import complaint
-from ..core.artifact import Artifact
-from ..core.errors import DataError, MismatchError, RecipeError, did_you_mean
-from ..core.events import Listener, silent
-from ..core.files import digest, lock, sweep
-from ..core.knowledge import Knowledge
-from ..core.objective import Objective, Term
-from ..core.scheme import Scheme
-from ..core.task import Batch, Loader, Split, Task
-from ..core.teacher import Teacher, as_teacher
-from ..engine.checkpoint import seed_everything
-from ..engine.evaluate import predict
-from ..engine.loop import Work, fit
-from ..engine.plan import Training
-from ..engine.runtime import Accelerator, Runtime
-from ..measure.fidelity import fidelity
-from ..measure.size import parameters
-from ..teachers.ensemble import Ensemble
-from ..teachers.frozen import Frozen
+from limbeck.core import VERSION, lookup
+from limbeck.core._complaint import complaint
+from limbeck.core.artifact import Artifact
+from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
+from limbeck.core.events import Listener, silent
+from limbeck.core.files import digest, lock, sweep
+from limbeck.core.knowledge import Knowledge
+from limbeck.core.objective import Objective, Term
+from limbeck.core.scheme import Scheme
+from limbeck.core.task import Batch, Loader, Split, Task
+from limbeck.core.teacher import Teacher, as_teacher
+from limbeck.engine.checkpoint import seed_everything
+from limbeck.engine.evaluate import predict
+from limbeck.engine.loop import Work, fit
+from limbeck.engine.plan import Training
+from limbeck.engine.runtime import Accelerator, Runtime
+from limbeck.measure.fidelity import fidelity
+from limbeck.measure.size import parameters
+from limbeck.teachers.ensemble import Ensemble
+from limbeck.teachers.frozen import Frozen
+
 from .publish import Publication, choose, publish_module, training_metrics
 
 __all__ = ["Result", "distill"]

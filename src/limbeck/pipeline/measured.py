@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from ..core import lookup
-from ..core.artifact import Artifact
-from ..core.events import Listener, Note, StageStarted
-from ..core.files import digest, read_json, write_json
-from ..measure.latency import ModelFile, measure_files
-from ..measure.machine import machine
-from ..measure.size import file_bytes
+from limbeck.core import lookup
+from limbeck.core.artifact import Artifact
+from limbeck.core.events import Listener, Note, StageStarted
+from limbeck.core.files import digest, read_json, write_json
+from limbeck.measure.latency import ModelFile, measure_files
+from limbeck.measure.machine import machine
+from limbeck.measure.size import file_bytes
+
 from .modules import load_module
 from .recipe import ExportStage, Recipe
 

@@ -6,9 +6,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..bridges import onnx_runtime
-from ..core.artifact import Artifact
-from ..core.errors import ArtifactError
+from limbeck.bridges import onnx_runtime
+from limbeck.core.artifact import Artifact
+from limbeck.core.errors import ArtifactError
+
 from .resolve import make_model
 
 __all__ = ["Graph", "load", "load_module", "read_tensors"]

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from ..core.artifact import Artifact
-from ..core.errors import ArtifactError, DataError, MismatchError
-from ..core.task import default_task
-from ..tasks.image import prepare
+from limbeck.core.artifact import Artifact
+from limbeck.core.errors import ArtifactError, DataError, MismatchError
+from limbeck.core.task import default_task
+from limbeck.tasks.image import prepare
+
 from .modules import load
 
 __all__ = ["Prediction", "predict"]

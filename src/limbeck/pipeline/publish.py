@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..core.artifact import Kind, seal
-from ..core.files import atomic_folder, storage, write_json
-from ..core.task import Task
-from ..engine import checkpoint
-from ..engine.evaluate import predict
-from ..engine.loop import Fit
-from ..engine.plan import Training
-from ..measure.fidelity import fidelity
-from ..measure.size import macs, parameters
+from limbeck.core.artifact import Kind, seal
+from limbeck.core.files import atomic_folder, storage, write_json
+from limbeck.core.task import Task
+from limbeck.engine import checkpoint
+from limbeck.engine.evaluate import predict
+from limbeck.engine.loop import Fit
+from limbeck.engine.plan import Training
+from limbeck.measure.fidelity import fidelity
+from limbeck.measure.size import macs, parameters
 
 __all__ = ["Publication", "choose", "publish_module", "real_inputs", "seal_with_proof", "training_metrics"]
 

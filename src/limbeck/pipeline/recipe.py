@@ -11,9 +11,9 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..core.errors import RecipeError, did_you_mean
-from ..core.schedule import Number, check_number
-from ..engine.plan import Training
+from limbeck.core.errors import RecipeError, did_you_mean
+from limbeck.core.schedule import Number, check_number
+from limbeck.engine.plan import Training
 
 __all__ = [
     "DistillStage", "ExportStage", "Measure", "ObjectiveSpec", "Part", "QuantizeStage", "Recipe", "RuntimeSpec", "Stage", "TeacherSpec", "TrainStage",

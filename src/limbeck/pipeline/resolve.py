@@ -8,13 +8,14 @@ from typing import Any
 import pydantic_core
 from torch import nn
 
-from ..core import VERSION, lookup
-from ..core.errors import MismatchError, RecipeError
-from ..core.files import digest
-from ..core.objective import Term
-from ..core.scheme import Scheme
-from ..core.task import Batch, Facts, Task
-from ..core.teacher import Teacher
+from limbeck.core import VERSION, lookup
+from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.files import digest
+from limbeck.core.objective import Term
+from limbeck.core.scheme import Scheme
+from limbeck.core.task import Batch, Facts, Task
+from limbeck.core.teacher import Teacher
+
 from .recipe import DistillStage, ExportStage, Part, QuantizeStage, Recipe, TrainStage, task_of
 
 __all__ = ["full", "graph_part", "make_model", "make_scheme", "make_tasks", "model_spec", "stage_hashes"]

@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..core import VERSION
-from ..core.artifact import Artifact
-from ..core.events import Event, Listener, Note, StageDone
-from ..core.files import atomic_folder, atomic_write, lock, read_json, sweep, write_json
-from ..core.task import Task
+from limbeck.core import VERSION
+from limbeck.core.artifact import Artifact
+from limbeck.core.events import Event, Listener, Note, StageDone
+from limbeck.core.files import atomic_folder, atomic_write, lock, read_json, sweep, write_json
+from limbeck.core.task import Task
+
 from .compare import compare
 from .measured import measured
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe, parents

@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..bridges import onnx_runtime
-from ..core import lookup
-from ..core.artifact import Artifact
-from ..core.errors import MismatchError
-from ..core.events import Listener, Note, StageStarted
-from ..core.files import atomic_folder, write_json
-from ..core.graph import Compressor, Exporter
-from ..core.task import Loader, Task
-from ..engine.checkpoint import seed_everything
-from ..engine.loop import Work, fit, steps_per_epoch
-from ..engine.runtime import Runtime
-from ..export import Tolerance, parity
-from ..measure.size import file_bytes
+from limbeck.bridges import onnx_runtime
+from limbeck.core import lookup
+from limbeck.core.artifact import Artifact
+from limbeck.core.errors import MismatchError
+from limbeck.core.events import Listener, Note, StageStarted
+from limbeck.core.files import atomic_folder, write_json
+from limbeck.core.graph import Compressor, Exporter
+from limbeck.core.task import Loader, Task
+from limbeck.engine.checkpoint import seed_everything
+from limbeck.engine.loop import Work, fit, steps_per_epoch
+from limbeck.engine.runtime import Runtime
+from limbeck.export import Tolerance, parity
+from limbeck.measure.size import file_bytes
+
 from .modules import load_module, read_tensors
 from .publish import Publication, publish_module, real_inputs, seal_with_proof
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage

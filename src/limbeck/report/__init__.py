@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..core.files import atomic_write
+from limbeck.core.files import atomic_write
 
 __all__ = ["write"]
 

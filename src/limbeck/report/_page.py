@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..core import VERSION
+from limbeck.core import VERSION
+
 from . import _plots, _story, _tables
 from ._chart import key_mark
 from ._format import DASH, duration, times, times_span

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..core.errors import ArtifactError
-from ..core.files import read_json
+from limbeck.core.errors import ArtifactError
+from limbeck.core.files import read_json
+
 from ._schema import Epoch, FidelityFile, HistoryFile, MeasurementFile, Metrics, Pair, Ratio, RunFile
 
 ROLES = {"teacher": "Teacher", "alone": "Alone", "student": "Distilled", "shipped": "Exported", "int8": "INT8"}

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.events import Listener, silent
+from limbeck.core.events import Listener, silent
+
 from . import write
 
 if TYPE_CHECKING:
-    from ..pipeline.recipe import Recipe
-    from ..pipeline.run import Run
+    from limbeck.pipeline.recipe import Recipe
+    from limbeck.pipeline.run import Run
 
 __all__ = ["run"]
 
@@ -23,7 +24,7 @@ def run(recipe: "str | Path | Mapping[str, Any] | Recipe", *, sets: Iterable[str
     Raises:
         LimbeckError: anything that a person can mend, in one line.
     """
-    from ..pipeline.run import run_recipe
+    from limbeck.pipeline.run import run_recipe
 
     done = run_recipe(recipe, sets=sets, out=None if out is None else Path(out), listener=listener)
     return replace(done, report=write(done.out))

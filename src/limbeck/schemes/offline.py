@@ -5,14 +5,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import MismatchError, RecipeError
-from ..core.knowledge import Knowledge, Reads
-from ..core.objective import Objective, Term
-from ..core.schedule import at
-from ..core.scheme import Losses, Scheme
-from ..core.tap import Tap, check_paths
-from ..core.task import Batch, Facts, Task, default_task
-from ..core.teacher import Teacher, as_teacher
+from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.knowledge import Knowledge, Reads
+from limbeck.core.objective import Objective, Term
+from limbeck.core.schedule import at
+from limbeck.core.scheme import Losses, Scheme
+from limbeck.core.tap import Tap, check_paths
+from limbeck.core.task import Batch, Facts, Task, default_task
+from limbeck.core.teacher import Teacher, as_teacher
 
 
 class Offline(Scheme):

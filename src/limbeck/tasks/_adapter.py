@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-from ..core.errors import DataError, MismatchError
-from ..core.task import Batch, Loader, Split
+from limbeck.core.errors import DataError, MismatchError
+from limbeck.core.task import Batch, Loader, Split
 
 __all__ = ["HasLogits", "UserLoader", "as_batch", "as_logits", "batch_count", "undisturbed"]
 

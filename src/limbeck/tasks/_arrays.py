@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import DataError
+from limbeck.core.errors import DataError
 
 __all__ = ["Arrays", "as_nchw", "assemble", "check_finite"]
 

@@ -10,7 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..core.errors import RecipeError
+from limbeck.core.errors import RecipeError
+
 from ._hash import below, bits, key
 
 __all__ = ["Augmentation", "Crop", "Flip", "Shift", "augmented", "check_reach", "shifted"]

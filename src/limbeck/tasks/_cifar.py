@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import DataError
+from limbeck.core.errors import DataError
+
 from ._arrays import Arrays, assemble
 from ._pickled import read_pickle
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import DataError
+from limbeck.core.errors import DataError
+
 from ._arrays import Arrays, assemble
 from ._idx import read_bytes
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import DataError
+from limbeck.core.errors import DataError
+
 from ._arrays import Arrays, assemble
 
 __all__ = ["SUFFIXES", "Tree", "find_images", "read_folder", "read_image"]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import DataError
+from limbeck.core.errors import DataError
+
 from ._arrays import Arrays, assemble
 
 __all__ = ["idx_files", "read_bytes", "read_idx", "read_mnist"]

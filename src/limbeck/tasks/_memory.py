@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, RecipeError
-from ..core.task import Batch, Loader, Split
+from limbeck.core.errors import DataError, RecipeError
+from limbeck.core.task import Batch, Loader, Split
+
 from ._augment import Crop, Flip, Shift, augmented
 from ._hash import key, permutation
 from ._preprocess import normalised

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import DataError
+from limbeck.core.errors import DataError
+
 from ._arrays import Arrays, as_nchw, assemble
 
 __all__ = ["read_array_file", "read_npz"]

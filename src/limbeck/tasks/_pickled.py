@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import DataError
+from limbeck.core.errors import DataError
+
 from ._idx import read_bytes
 
 __all__ = ["read_pickle"]

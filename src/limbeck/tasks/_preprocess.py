@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, MismatchError
+from limbeck.core.errors import DataError, MismatchError
+
 from ._arrays import as_nchw, check_finite
 from ._folder import SUFFIXES, read_image
 from ._npz import read_array_file

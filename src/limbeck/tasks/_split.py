@@ -6,7 +6,8 @@
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, RecipeError
+from limbeck.core.errors import DataError, RecipeError
+
 from ._hash import key, permutation
 
 __all__ = ["carve", "fold_rows", "subset_rows"]

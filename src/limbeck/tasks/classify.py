@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..core.errors import DataError, MismatchError, RecipeError, did_you_mean
-from ..core.files import digest
-from ..core.knowledge import Dense, Knowledge
-from ..core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
+from limbeck.core.files import digest
+from limbeck.core.knowledge import Dense, Knowledge
+from limbeck.core.task import Batch, Facts, Loader, Split, Task
+
 from ._adapter import UserLoader, as_batch, as_logits, batch_count, undisturbed
 
 _NO_LABEL = -(1 << 62)

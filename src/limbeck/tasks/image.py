@@ -10,10 +10,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from ..core.errors import DataError, RecipeError, did_you_mean
-from ..core.files import digest, sha256
-from ..core.knowledge import Knowledge
-from ..core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.errors import DataError, RecipeError, did_you_mean
+from limbeck.core.files import digest, sha256
+from limbeck.core.knowledge import Knowledge
+from limbeck.core.task import Batch, Facts, Loader, Split, Task
+
 from ._arrays import Arrays
 from ._augment import Augmentation, Crop, Flip, Shift, check_reach
 from ._cifar import CIFAR10, CIFAR100, read_cifar10, read_cifar100

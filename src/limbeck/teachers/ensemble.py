@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..core.errors import MismatchError, RecipeError
-from ..core.knowledge import Dense, Knowledge, Reads
-from ..core.task import Batch, Task
-from ..core.teacher import Teacher, as_teacher
+from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.knowledge import Dense, Knowledge, Reads
+from limbeck.core.task import Batch, Task
+from limbeck.core.teacher import Teacher, as_teacher
 
 
 class Ensemble(Teacher):

@@ -6,10 +6,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ..core.knowledge import Knowledge, Reads
-from ..core.tap import Tap, check_paths
-from ..core.task import Batch, Task
-from ..core.teacher import Teacher
+from limbeck.core.knowledge import Knowledge, Reads
+from limbeck.core.tap import Tap, check_paths
+from limbeck.core.task import Batch, Task
+from limbeck.core.teacher import Teacher
 
 
 class Frozen(Teacher):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..core.task import Loader, Task
-from ..core.transfer import Transfer
+from limbeck.core.task import Loader, Task
+from limbeck.core.transfer import Transfer
 
 
 class Real(Transfer):
