@@ -117,3 +117,10 @@ def test_two_devices_train_what_one_trains(tmp_path: Path) -> None:
     assert [row["train_loss"] for row in rows[1]] == pytest.approx([row["train_loss"] for row in rows[0]], rel=1e-4)
     assert [type(event) for event in heard if not isinstance(event, Note)] == [StageStarted, Progress, EpochDone, Progress, EpochDone, type(heard[-1])]
     assert run(tmp_path / "one", lambda t: t.update(runtime={"devices": 2})).stages["teacher"]["reused"]
+
+
+def test_training_has_the_threads_it_was_given_and_the_process_keeps_its_own(tmp_path: Path) -> None:
+    before, during = torch.get_num_threads(), set[int]()
+    tree = copy.deepcopy(TREE) | {"runtime": {"threads": before + 1}}
+    run_recipe(tree, out=tmp_path, listener=lambda event: during.add(torch.get_num_threads()) if isinstance(event, EpochDone) else None)
+    assert (during, torch.get_num_threads()) == ({before + 1}, before)

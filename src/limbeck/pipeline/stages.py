@@ -55,17 +55,25 @@ def run_stage(job: Job, task: Task, listener: Listener) -> None:
     if isinstance(stage, TrainStage):
         runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
         with runtime.relayed(listener) as tell:
-            runtime.launch(_train, job, tell)
+            runtime.launch(_with_threads, job, tell)
     elif isinstance(stage, ExportStage):
         _export(job, stage, task, listener)
     else:
         _quantize(job, stage, task, listener)
 
 
+def _with_threads(runtime: Runtime, job: Job, listener: Listener) -> None:
+    """Train with as many threads as the recipe asks for, and leave the process with as many as it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(job.recipe.runtime.threads or before)
+    try:
+        _train(runtime, job, listener)
+    finally:
+        torch.set_num_threads(before)
+
+
 def _train(runtime: Runtime, job: Job, listener: Listener) -> None:
     """Train on one rank; the first one publishes."""
-    if job.recipe.runtime.threads is not None:
-        torch.set_num_threads(job.recipe.runtime.threads)
     stage = job.recipe.stages[job.name]
     assert isinstance(stage, TrainStage)
     task = make_tasks(job.recipe)[job.name]
