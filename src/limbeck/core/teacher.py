@@ -17,6 +17,9 @@ __all__ = ["Teacher", "as_teacher"]
 class Teacher(nn.Module, ABC):
     """Whoever says what the student should match: a frozen model, several, a store, a server."""
 
+    reads_student: bool = False
+    """Whether what the teacher says depends on what the student says; if not it is asked first, and its activations are gone before the student's come."""
+
     @abstractmethod
     def prepare(self, reads: Reads, task: "Task") -> None:
         """Learn what will be read and how a model of this task is asked; raise `MismatchError` for what cannot be given."""

@@ -87,14 +87,22 @@ class Offline(Scheme):
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()
         try:
-            student = self._ask_student(batch)
-            teacher = self.teacher(batch, student) if self.teacher is not None and self._asks_teacher else None
+            student, teacher = self._ask(batch)
         finally:
             for module, mode in modes.items():
                 module.training = mode
         for term in self._terms:
             term.objective.bind(student, teacher, self.task, self._facts)
         self._bound, self._late = True, False
+
+    def _ask(self, batch: Batch) -> tuple[Knowledge, Knowledge | None]:
+        if self.teacher is None or not self._asks_teacher:
+            return self._ask_student(batch), None
+        if self.teacher.reads_student:
+            student = self._ask_student(batch)
+            return student, self.teacher(batch, student)
+        teacher = self.teacher(batch)
+        return self._ask_student(batch), teacher
 
     def _ask_student(self, batch: Batch) -> Knowledge:
         if not self._reads.features:
@@ -111,8 +119,7 @@ class Offline(Scheme):
             self._late = sum(1 for _ in self.parameters()) != before
         if self._late:
             raise MismatchError("an objective builds a projector, which the optimizer must hold from the start: give the scheme `example=` a batch")
-        student = self._ask_student(read)
-        teacher = self.teacher(read, student) if self.teacher is not None and self._asks_teacher else None
+        student, teacher = self._ask(read)
         mask = student.mask
         logits = student.main.logits
         count = logits.new_tensor(float(logits[..., 0].numel()), dtype=torch.float32) if mask is None else mask.sum(dtype=torch.float32)
