@@ -265,7 +265,6 @@ def test_data_that_cannot_be_used(mnist: Callable[..., Path], cifar: Callable[..
 
 
 @pytest.mark.data
-@pytest.mark.skipif("LIMBECK_DATA" not in os.environ, reason="LIMBECK_DATA names no folder of real data")
 @pytest.mark.parametrize("data", ["mnist", "fashion-mnist"])
 def test_the_real_files(data: Any) -> None:
     task = Image(data=data, root=os.environ["LIMBECK_DATA"])

@@ -12,7 +12,6 @@ from limbeck.core.events import Listener, Note, StageStarted
 from limbeck.core.files import digest, read_json, write_json
 from limbeck.measure.latency import ModelFile, measure_files
 from limbeck.measure.machine import machine
-from limbeck.measure.size import file_bytes
 
 from .modules import load_module
 from .recipe import ExportStage, Recipe
@@ -20,6 +19,7 @@ from .recipe import ExportStage, Recipe
 __all__ = ["measured"]
 
 _FIGURES = (
+    "file_bytes",
     "latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "latency_n", "throughput_per_s", "throughput_batch", "throughput_n", "peak_memory_bytes",
     "energy_j_per_inference",
 )  # fmt: skip
@@ -36,24 +36,30 @@ def measured(recipe: Recipe, out: Path, digests: Mapping[str, str], listener: Li
     cpu = machine()["cpu"]
     key = digest({"models": dict(digests), "how": recipe.measure.model_dump(mode="json"), "cpu": cpu})
     file = out / "measurement.json"
-    if file.is_file() and read_json(file).get("key") == key:
-        return
-    listener(StageStarted("measurement", "measure"))
     artifacts = {name: Artifact.open(out / "stages" / name, verify=False) for name in recipe.stages}
+    found: dict[str, Any] = read_json(file) if file.is_file() else {}
+    if found.get("key") != key:
+        listener(StageStarted("measurement", "measure"))
+        found = _measure(recipe, out, artifacts) | {"key": key}
+        for text in found["notes"]:
+            listener(Note(text, "measurement", loud="busy" in text))
+        write_json(file, found)
+    for name, artifact in artifacts.items():  # also one that was made again since, to the same bits
+        figures = {figure: found["models"][name][figure] for figure in _FIGURES if figure in found["models"][name]}
+        if not figures.keys() <= artifact.metrics.keys():
+            artifact.add_metrics(figures)
+
+
+def _measure(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Measure each file once, and give every stage that it stands for its figures."""
     paths = {name: _file(recipe, out, artifacts, name) for name in recipe.stages}
     first = {path: name for name, path in reversed(paths.items())}
     files = {name: ModelFile(path, tuple(artifacts[name].spec["in_shape"])) for path, name in reversed(first.items())}
     how = recipe.measure
     found = measure_files(files, threads=how.threads, seconds=how.seconds * len(files), batch=how.batch, seed=recipe.seed)
-    for name, path in paths.items():
-        told = found["models"][first[path]]
-        found["models"][name] = told
-        figures: dict[str, Any] = {figure: told[figure] for figure in _FIGURES if figure in told} | {"file_bytes": file_bytes(path)}
-        artifacts[name].add_metrics(figures)
+    found["models"] = {name: found["models"][first[path]] for name, path in paths.items()}
     found["ratios"] += [{**ratio, "b": name} for ratio in found["ratios"] for name, path in paths.items() if first[path] == ratio["b"] and name != ratio["b"]]
-    for text in found["notes"]:
-        listener(Note(text, "measurement", loud="busy" in text))
-    write_json(file, {**found, "key": key})
+    return found
 
 
 def _file(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], name: str) -> Path:
