@@ -66,12 +66,12 @@ class Fit:
 
 
 def optimizers(scheme: Scheme, plan: Training) -> dict[str, torch.optim.Optimizer]:
-    """Make one optimizer per player."""
+    """Make one optimizer per player, in torch's fused kernels; but for 16-mixed, whose gradients must be unscaled before they are clipped."""
     made: dict[str, torch.optim.Optimizer] = {}
     for player, parameters in scheme.players().items():
         if not parameters:
             raise MismatchError(f"the player {player!r} has no parameter that requires a gradient: there is nothing to train")
-        made[player] = plan.optimizer.build(parameters)
+        made[player] = plan.optimizer.build(parameters, fused=plan.precision != "16-mixed")
     return made
 
 

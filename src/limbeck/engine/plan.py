@@ -28,10 +28,11 @@ class Sgd(_Options):
     nesterov: bool = True
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
-    def build(self, parameters: "Iterable[nn.Parameter]") -> "torch.optim.Optimizer":
+    def build(self, parameters: "Iterable[nn.Parameter]", *, fused: bool) -> "torch.optim.Optimizer":
         import torch
 
-        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov and self.momentum > 0, weight_decay=self.weight_decay)
+        nesterov = self.nesterov and self.momentum > 0
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, nesterov=nesterov, weight_decay=self.weight_decay, fused=fused)
 
 
 class Adam(_Options):
@@ -42,10 +43,10 @@ class Adam(_Options):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
-    def build(self, parameters: "Iterable[nn.Parameter]") -> "torch.optim.Optimizer":
+    def build(self, parameters: "Iterable[nn.Parameter]", *, fused: bool) -> "torch.optim.Optimizer":
         import torch
 
-        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
 
 
 class AdamW(_Options):
@@ -56,10 +57,10 @@ class AdamW(_Options):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
 
-    def build(self, parameters: "Iterable[nn.Parameter]") -> "torch.optim.Optimizer":
+    def build(self, parameters: "Iterable[nn.Parameter]", *, fused: bool) -> "torch.optim.Optimizer":
         import torch
 
-        return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
 
 
 class ConstantRate(_Options):
