@@ -119,6 +119,11 @@ def latest(folder: Path) -> Path | None:
     return path
 
 
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return `value` in the memory layout of its parameter: torch's fused optimizers go through both by address, whatever their strides say."""
+    return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value) if value.shape == parameter.shape else value
+
+
 def restore(path: Path, setup: Setup, runtime: Runtime) -> Position:
     """Put the whole training state back, generators included, and return where it stood.
 
@@ -138,11 +143,12 @@ def restore(path: Path, setup: Setup, runtime: Runtime) -> Position:
     for player, optimizer in setup.optimizers.items():
         numbers = told["optimizers"][player]
         state: dict[int, dict[str, Any]] = {int(index): dict(slots) for index, slots in numbers["state"].items()}
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
         start = f"optimizer.{player}."
         for name, value in tensors.items():
             if name.startswith(start):
                 index, _, key = name.removeprefix(start).partition(".")
-                state[int(index)][key] = value
+                state[int(index)][key] = _laid_out_as(parameters[int(index)], value)
         if numbers["kind"] != _kind(optimizer):
             raise ArtifactError(f"{path} is the checkpoint of another optimizer: delete {path.parent.parent} and run again")
         whole: dict[str, Any] = {"state": state, "param_groups": numbers["groups"]}
