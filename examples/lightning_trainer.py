@@ -35,7 +35,7 @@ def trained(model: nn.Module, data: DataLoader) -> nn.Module:
 class Distilled(pytorch_lightning.LightningModule):
     def __init__(self, student: nn.Module, teacher: nn.Module, batch: list[Tensor]) -> None:
         super().__init__()
-        self.kd = Offline(student, teacher, [0.9 * KD(), FitNet(student="3", teacher="3", reduction="mean"), 0.1 * Supervised()], example=batch)  # limbeck 2
+        self.kd = Offline(student, teacher, [0.9 * KD(), FitNet(layers={"3": "3"}, reduction="mean"), 0.1 * Supervised()], example=batch)  # limbeck 2
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         loss = self.kd(batch).loss  # limbeck 3

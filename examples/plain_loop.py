@@ -37,7 +37,7 @@ def main(epochs: int = 5) -> list[float]:
     torch.manual_seed(0)
     data = digits()
     teacher, student, history = trained(cnn(16), data, epochs=4), cnn(4), []
-    kd = Offline(student, teacher, [0.9 * KD(), FitNet(student="3", teacher="3", reduction="mean"), 0.1 * Supervised()], example=next(iter(data)))  # limbeck 2
+    kd = Offline(student, teacher, [0.9 * KD(), FitNet(layers={"3": "3"}, reduction="mean"), 0.1 * Supervised()], example=next(iter(data)))  # limbeck 2
     optimizer = torch.optim.SGD(kd.parameters(), lr=0.05, momentum=0.9)  # limbeck 3, was student.parameters()
     for epoch in range(epochs):
         total = 0.0

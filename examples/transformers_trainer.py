@@ -46,7 +46,7 @@ def main(epochs: int = 3) -> Trainer:
         )  # fmt: skip
         Trainer(teacher, args, train_dataset=data).train()
         layer = "vit.layers.1"
-        kd = Offline(student, teacher, [0.9 * KD(), FitNet(student=layer, teacher=layer, reduction="mean"), 0.1 * Supervised()], example=few)  # limbeck 3
+        kd = Offline(student, teacher, [0.9 * KD(), FitNet(layers={layer: layer}, reduction="mean"), 0.1 * Supervised()], example=few)  # limbeck 3
         trainer = OwnLoss(kd, args, train_dataset=data)  # limbeck 4, was OwnLoss(student, ...)
         trainer.train()
     return trainer

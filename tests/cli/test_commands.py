@@ -44,7 +44,6 @@ def test_show_a_part(said):
     assert " 4.0 " in row
     assert "T, above zero" in row
     assert "no options" in said("show", "schemes.offline")
-    assert "(required)" in said("show", "fitnet")
 
 
 def test_show_a_part_as_json(said):

@@ -23,8 +23,11 @@ from limbeck.core.objective import Objective
 from limbeck.core.task import Facts, Task
 
 N, C = 6, 5
-SMALL = {"layer1": (4, 6, 6), "layer2": (6, 4, 4), "layer3": (8, 2, 2), "sequence": (3, 8), "pool": (8,), "head": (C,)}
-LARGE = {"layer1": (4, 6, 6), "layer2": (12, 5, 3), "layer3": (16, 2, 2), "sequence": (3, 12), "pool": (16,), "head": (C,)}
+SMALL = {
+    "layer1": (4, 6, 6), "layer2": (6, 4, 4), "layer3": (8, 2, 2), "pool": (8,), "head": (C,), "attention": (2, 3, 3),
+    "sequence": (3, 8), "query": (3, 8), "key": (3, 8), "value": (3, 8),
+}  # fmt: skip
+LARGE = SMALL | {"layer2": (12, 5, 3), "layer3": (16, 2, 2), "pool": (16,), "sequence": (3, 12), "query": (3, 12), "key": (3, 12), "value": (3, 12)}
 FACTS = Facts(in_shape=(1, 6, 6), classes=C, class_names=tuple("abcde"), examples=N)
 
 every = pytest.mark.parametrize("kind", names("objectives"))
@@ -57,7 +60,17 @@ def record(shapes: Mapping[str, tuple[int, ...]], reads: Reads | None, *, seed: 
     draw = torch.Generator().manual_seed(seed)
     outputs = {name: Dense(3 * torch.randn(n, C, generator=draw)) for name in sorted(reads.outputs)}
     features = {path: torch.randn(n, *shapes[path], generator=draw) for path in sorted(reads.features)}
-    return change(Knowledge(outputs, features), lambda x: x.to(dtype))
+    features = {path: feature.softmax(-1) if path == "attention" else feature for path, feature in features.items()}
+    modules = {path: layer(path, shapes) for path in sorted(reads.modules)}
+    gradient = torch.randn(n, *FACTS.in_shape, generator=draw) if reads.input_gradient else None
+    return change(Knowledge(outputs, features, modules=modules, input_gradient=gradient), lambda x: x.to(dtype))
+
+
+def layer(path: str, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """A layer of the standard pair, for objectives that build on one; the same weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return {"pool": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "head": nn.Linear(*shapes["pool"], C)}[path]
 
 
 def change(knowledge: Knowledge, how: Any) -> Knowledge:
@@ -65,15 +78,23 @@ def change(knowledge: Knowledge, how: Any) -> Knowledge:
     return Knowledge(
         {name: Dense(how(said.logits.detach()).requires_grad_(), said.link) for name, said in knowledge.outputs.items()},
         {path: how(feature.detach()).requires_grad_() for path, feature in knowledge.features.items()},
+        modules=knowledge.modules,
+        input_gradient=None if knowledge.input_gradient is None else how(knowledge.input_gradient.detach()).requires_grad_(),
     )
 
 
 def leaves(knowledge: Knowledge | None) -> list[Tensor]:
-    return [] if knowledge is None else [*(said.logits for said in knowledge.outputs.values()), *knowledge.features.values()]
+    if knowledge is None:
+        return []
+    gradient = [] if knowledge.input_gradient is None else [knowledge.input_gradient]
+    return [*(said.logits for said in knowledge.outputs.values()), *knowledge.features.values(), *gradient]
 
 
 def labels(objective: Objective, n: int = N) -> dict[str, Tensor]:
-    return {"id": torch.arange(n), **({"label": torch.arange(n) % C} if objective.needs.labels else {})}
+    """A batch with what the objective reads of it: a graph's edges are a ring."""
+    ring = {"edge_index": torch.stack([torch.arange(n).repeat(2), torch.cat([(torch.arange(n) + 1) % n, (torch.arange(n) - 1) % n])])}
+    needs = objective.needs
+    return {"id": torch.arange(n), **({"label": torch.arange(n) % C} if needs.labels else {}), **{name: ring[name] for name in needs.fields}}
 
 
 def bound(kind: str, *, teacher_shapes: Mapping[str, tuple[int, ...]] = LARGE, start: int = 0, **how: Any) -> tuple[Objective, Knowledge, Knowledge | None]:

@@ -200,7 +200,7 @@ def test_a_tuple_gives_its_first_tensor(wrap, x: Tensor):
     assert tap.features[""] is inner
 
 
-@pytest.mark.parametrize(("output", "name"), [(None, "NoneType"), ({"a": torch.zeros(1)}, "dict"), ((), "tuple"), (("a", torch.zeros(1)), "tuple")])
+@pytest.mark.parametrize(("output", "name"), [(None, "NoneType"), ({"a": "b"}, "dict"), ((), "tuple"), (("a", torch.zeros(1)), "tuple")])
 def test_what_is_no_tensor_is_refused(output: object, name: str, x: Tensor):
     net = nn.Sequential(Gives(output))
     with pytest.raises(MismatchError, match=f"layer '0' gives {name}, not a tensor: name a layer"), Tap(net, ["0"]):

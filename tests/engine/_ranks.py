@@ -20,8 +20,8 @@ from limbeck.engine.runtime import Runtime
 
 TERMS = {
     "kd": [("response.kd", {"temperature": 3.0}, 0.7), ("supervised", {}, 0.3)],
-    "hints": [("feature.fitnet", {"student": "layer1", "teacher": "layer1", "reduction": "mean"}, 1.0)],
-    "both": [("feature.fitnet", {"student": "layer2", "teacher": "layer1"}, 0.1), ("response.kd", {}, 0.5), ("supervised", {}, 0.5)],
+    "hints": [("feature.fitnet", {"layers": {"layer1": "layer1"}, "reduction": "mean"}, 1.0)],
+    "both": [("feature.fitnet", {"layers": {"layer2": "layer1"}}, 0.1), ("response.kd", {}, 0.5), ("supervised", {}, 0.5)],
 }
 """Objectives by scenario; with `hints` alone, nothing reads the student's head."""
 

@@ -124,4 +124,4 @@ def supervised(weight: float = 1.0) -> Any:
 
 
 def hint(weight: float = 1.0, **options: Any) -> Any:
-    return weight * build("objectives", "feature.fitnet", {"student": "layer1", "teacher": "layer1", "reduction": "mean", **options})
+    return weight * build("objectives", "feature.fitnet", {"layers": {"layer1": "layer1"}, "reduction": "mean", **options})

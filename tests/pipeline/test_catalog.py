@@ -203,7 +203,7 @@ def test_a_page_tells_paper_options_and_needs():
     fitnet = describe("feature.fitnet")
     assert isinstance(fitnet, PartPage)
     assert fitnet.needs == ("what its options name",)
-    assert fitnet.options[0].required
+    assert fitnet.options[0].default == "'auto'"
 
 
 def test_what_follows_a_citation_is_left_out():

@@ -131,7 +131,7 @@ def test_a_seed_makes_it_the_same_again(teacher: nn.Module) -> None:
 
 
 def test_a_projector_is_learnt_and_left_out_of_the_student(teacher: nn.Module) -> None:
-    student, hint = mlp(4), FitNet(student="2", teacher="2", reduction="mean")
+    student, hint = mlp(4), FitNet(layers={"2": "2"}, reduction="mean")
     names = list(student.state_dict())
     done = distill(teacher, student, TRAIN, objectives=[0.5 * KD(), hint], epochs=4, training={"optimizer": {"kind": "adam", "lr": 1e-2}})
     assert hint.projector is not None and hint.projector.linear is not None
@@ -149,7 +149,7 @@ def test_the_teacher_stays_as_it_was_and_ends_in_eval_mode(teacher: nn.Module) -
     teacher.train()
     next(teacher.parameters()).requires_grad_(False)
     before, asked = state(teacher), [parameter.requires_grad for parameter in teacher.parameters()]
-    distill(teacher, mlp(4), TRAIN, objectives=[KD(), FitNet(student="2", teacher="2")], epochs=2, test=TEST)
+    distill(teacher, mlp(4), TRAIN, objectives=[KD(), FitNet(layers={"2": "2"})], epochs=2, test=TEST)
     assert same(state(teacher), before)
     assert [parameter.requires_grad for parameter in teacher.parameters()] == asked
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -159,7 +159,7 @@ def test_the_teacher_stays_as_it_was_and_ends_in_eval_mode(teacher: nn.Module) -
 def test_nothing_clings_to_the_student(teacher: nn.Module) -> None:
     student = mlp(4)
     keys = {name: set(vars(module)) for name, module in student.named_modules()}
-    distill(teacher, student, TRAIN, objectives=[KD(), FitNet(student="2", teacher="2")], epochs=1)
+    distill(teacher, student, TRAIN, objectives=[KD(), FitNet(layers={"2": "2"})], epochs=1)
     assert {name: set(vars(module)) for name, module in student.named_modules()} == keys
     assert not any(module._forward_hooks or module._backward_hooks for module in student.modules())
     assert same(state(pickle.loads(pickle.dumps(student))), state(student))
@@ -223,7 +223,7 @@ def test_it_measures_on_the_test_batches(teacher: nn.Module, shuffle: bool) -> N
 
 
 def test_models_of_different_classes_share_features_and_are_not_said_to_agree() -> None:
-    done = distill(mlp(32, classes=5), mlp(4), TRAIN, objectives=[FitNet(student="2", teacher="2"), Supervised()], epochs=1, test=TEST)
+    done = distill(mlp(32, classes=5), mlp(4), TRAIN, objectives=[FitNet(layers={"2": "2"}), Supervised()], epochs=1, test=TEST)
     assert done.metrics["accuracy"] == pytest.approx(_accuracy(done.student, TEST))
     assert "agreement" not in done.metrics
 
@@ -265,7 +265,7 @@ def test_a_killed_call_goes_on_in_the_same_folder(teacher: nn.Module, tmp_path: 
     whole = TensorDataset(torch.cat([x for x, _ in TRAIN]), torch.cat([y for _, y in TRAIN]))
 
     def call(out: Path, seed: int = 0, **more: Any) -> limbeck.Result:
-        objectives = [0.7 * KD(temperature=2.0), FitNet(student="2", teacher="2", reduction="mean")]
+        objectives = [0.7 * KD(temperature=2.0), FitNet(layers={"2": "2"}, reduction="mean")]
         data = DataLoader(whole, batch_size=16, shuffle=shuffle)
         return distill(teacher, mlp(4, seed=seed, dropout=0.2), data, objectives=objectives, epochs=4, validation=VALIDATION, out=out, **more)
 
@@ -292,7 +292,7 @@ class Counted(list[Any]):
 
 def test_a_finished_call_is_not_done_again_and_takes_more_epochs(teacher: nn.Module, tmp_path: Path) -> None:
     def call(epochs: int) -> tuple[limbeck.Result, int]:
-        data, hint = Counted(TRAIN), FitNet(student="2", teacher="2")
+        data, hint = Counted(TRAIN), FitNet(layers={"2": "2"})
         return distill(teacher, mlp(4), data, objectives=[KD(), hint], epochs=epochs, training=PLAIN, out=tmp_path), data.drawn
 
     first, worked = call(2)
@@ -302,7 +302,7 @@ def test_a_finished_call_is_not_done_again_and_takes_more_epochs(teacher: nn.Mod
     more, worked = call(3)
     assert worked - looked == len(TRAIN)
     assert more.history[:2] == first.history and len(more.history) == 3
-    straight = distill(teacher, mlp(4), TRAIN, objectives=[KD(), FitNet(student="2", teacher="2")], epochs=3, training=PLAIN)
+    straight = distill(teacher, mlp(4), TRAIN, objectives=[KD(), FitNet(layers={"2": "2"})], epochs=3, training=PLAIN)
     assert same(state(more.student), state(straight.student))
 
 
@@ -329,7 +329,7 @@ def test_a_call_that_asks_for_something_else_is_no_going_on(teacher: nn.Module, 
 
 
 def test_objectives_that_were_used_before_go_on_too(teacher: nn.Module, tmp_path: Path) -> None:
-    objectives = [KD(), FitNet(student="2", teacher="2")]
+    objectives = [KD(), FitNet(layers={"2": "2"})]
     first = distill(teacher, mlp(4), TRAIN, objectives=objectives, epochs=1, out=tmp_path)
     again = distill(teacher, mlp(4, seed=3), TRAIN, objectives=objectives, epochs=1, out=tmp_path)
     assert same(state(again.student), state(first.student))
@@ -358,7 +358,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a teacher that is a function": ({"teacher": lambda x: x}, MismatchError, "the teacher is a function; it must be a torch.nn.Module"),
     "a student that is a class": ({"student": nn.Linear}, MismatchError, "the student is a type; it must be a torch.nn.Module"),
     "a student that cannot learn": ({"student": mlp(4).requires_grad_(False)}, MismatchError, "no parameter that requires a gradient"),
-    "a layer that is not there": ({"objectives": [FitNet(student="hidden", teacher="2")]}, RecipeError, "student .* has no layer 'hidden'"),
+    "a layer that is not there": ({"objectives": [FitNet(layers={"hidden": "2"})]}, RecipeError, "student .* has no layer 'hidden'"),
     "no objective": ({"objectives": []}, RecipeError, "a scheme without objectives has nothing to learn"),
     "one objective, not a list": ({"objectives": KD()}, RecipeError, r"give a list, objectives=\[...\]"),
     "no epoch": ({"epochs": 0}, RecipeError, "'epochs' of training should be greater than or equal to 1; given is 0"),

@@ -175,7 +175,7 @@ def test_the_source_of_a_user_s_part_matters(tmp_path: Path, monkeypatch: pytest
         ("models", "mlp", {"width": [3]}, "no option 'width' for models.mlp; did you mean 'widths'?"),
         ("models", "mlp", {"widths": "wide"}, "option 'widths' of models.mlp must be a list, not 'wide'"),
         ("objectives", "response.kd", {"temprature": 3}, "no option 'temprature' for objectives.response.kd; did you mean 'temperature'?"),
-        ("objectives", "fitnet", {"student": "layer1"}, "objectives.feature.fitnet needs the option 'teacher'"),
+        ("objectives", "fitnet", {"layers": "layer1"}, "option 'layers' of objectives.feature.fitnet"),
         ("tasks", "image", {"augmnet": []}, "no option 'augmnet' for tasks.image; did you mean 'augment'?"),
         ("teachers", "frozen", {"model": 3}, "no option 'model' for teachers.frozen"),
         ("models", "python:nowhere_at_all:build", {}, "there is no module 'nowhere_at_all'"),

@@ -33,7 +33,7 @@ def supervised() -> Objective:
 
 
 def hint(student: str = "0", teacher: str = "0", **options: Any) -> Objective:
-    return build("objectives", "fitnet", {"student": student, "teacher": teacher, **options})
+    return build("objectives", "fitnet", {"layers": {student: teacher}, **options})
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_a_scheme_moves_with_its_teacher(batch: tuple[Tensor, Tensor]) -> None:
         (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [math.nan * kd()]), "the weight of an objective is nan", RecipeError),
         (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [kd(temperature=0)]), "temperature is 0; it must be a finite number above zero", RecipeError),
         (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [supervised()])((x[0], x[1] + 1)), "label 3 is out of range: there are 3 classes, 0..2", DataError),
-        (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [supervised()])(x[0]), "the batch has no labels", MismatchError),
+        (lambda x: Offline(net(4, 5, 3), net(4, 9, 3), [supervised()])(x[0]), "the objective supervised needs labels and the batch has none", MismatchError),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(batch: tuple[Tensor, Tensor], make: Callable[[Any], Any], message: str, kind: type[LimbeckError]) -> None:

@@ -1,18 +1,19 @@
 """An objective: what the student must match, and by how much it misses."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from .errors import RecipeError
-from .knowledge import Knowledge, Needs
+from .errors import MismatchError, RecipeError
+from .gather import gathered
+from .knowledge import Dense, Knowledge, Needs
 from .schedule import Clock, Number, at, check_number
 
 if TYPE_CHECKING:
     from .task import Batch, Facts, Task
 
-__all__ = ["Objective", "Term"]
+__all__ = ["Contest", "Objective", "Term"]
 
 
 class Objective(nn.Module, ABC):
@@ -25,12 +26,21 @@ class Objective(nn.Module, ABC):
     batchwise: bool = False
     perfect: Literal["zero", "stationary", "no"] = "zero"
     """What a student identical to the teacher costs: nothing, with a zero gradient; only a zero gradient; or neither."""
+    usual: ClassVar[float] = 1.0
+    """The weight that its paper, or its authors' code, gives it beside a cross-entropy of weight one: where a comparison begins to look."""
+    undecided: bool = False
+    """Whether `choose` must be called before `needs` can be read: its layers were left to be paired."""
+    said: tuple[str, ...] = ()
+    """What `choose` and `bind` decided that a person would want to know, a line each: layers that were paired, memory that will be taken."""
     clock: Clock = Clock()
 
     @property
     @abstractmethod
     def needs(self) -> Needs:
         """What is read of the student, of the teacher and of the batch."""
+
+    def choose(self, student: Knowledge, teacher: Knowledge | None) -> None:
+        """Choose the layers to read by their `shapes`, where that was left open."""
 
     @abstractmethod
     def bind(self, student: Knowledge, teacher: Knowledge | None, task: "Task", facts: "Facts | None") -> None:
@@ -55,18 +65,60 @@ class Objective(nn.Module, ABC):
         return Term(self, weight)
 
 
-class Term(nn.Module):
-    """An objective and its weight: `0.9 * KD(temperature=4.0)`; the weight may be a schedule."""
+class Contest(Objective):
+    """An objective whose measure of the student learns too, against it: a discriminator. Each is a player, with a phase of its own in every step."""
 
-    def __init__(self, objective: Objective, weight: Number = 1.0) -> None:
+    rounds: int = 1
+    """Steps of the opponent before each of the student."""
+
+    @property
+    @abstractmethod
+    def opponent(self) -> nn.Module:
+        """What learns against the student, once `bind` has built it; a submodule of the objective."""
+
+    @abstractmethod
+    def oppose(self, student: Knowledge, teacher: Knowledge | None, batch: "Batch") -> Tensor:
+        """Return the opponent's own loss, of the form that `forward` has; what it reads carries no gradient to student or teacher."""
+
+
+class Term(nn.Module):
+    """An objective and its weight: `0.9 * KD(temperature=4.0)`; the weight may be a schedule.
+
+    With `gather`, an objective that compares examples compares those of every process: what it reads is gathered, gradients and all.
+    """
+
+    def __init__(self, objective: Objective, weight: Number = 1.0, *, gather: bool = False) -> None:
         super().__init__()
         if not isinstance(objective, Objective):
             raise RecipeError(f"an objective is an Objective, such as KD(temperature=4.0), not {objective!r}")
         check_number("the weight of an objective", weight, positive=False)
+        if gather and not objective.batchwise:
+            raise RecipeError(f"{type(objective).__name__} looks at each example by itself, so that gather: true changes nothing: leave it out")
         self.objective = objective
         self.weight = weight
+        self.gather = gather
 
     @property
     def name(self) -> str:
         """The part's name in logs: its file, without the folder."""
         return type(self.objective).__module__.rpartition(".")[2]
+
+    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: "Batch", *, opposing: bool = False) -> Tensor:
+        """Return the objective's loss, unweighted; with `opposing`, its opponent's."""
+        if self.gather:
+            needs = self.objective.needs
+            read = needs.fields | ({"label"} if needs.labels else set()) | ({"id"} if needs.ids else set())
+            student, batch = _everyones(student), {name: gathered(batch[name]) for name in sorted(read)}
+            teacher = None if teacher is None else _everyones(teacher)
+        if opposing:
+            assert isinstance(self.objective, Contest)
+            return self.objective.oppose(student, teacher, batch)
+        return self.objective(student, teacher, batch)
+
+
+def _everyones(knowledge: Knowledge) -> Knowledge:
+    """What the model said of the examples of all processes, by rank."""
+    if knowledge.mask is not None:
+        raise MismatchError("gather: true cannot put together what masks leave of different processes: train on one device")
+    outputs = {name: Dense(gathered(said.logits), said.link) for name, said in knowledge.outputs.items()}
+    return Knowledge(outputs, {name: gathered(value) for name, value in knowledge.features.items()}, None, knowledge.modules)

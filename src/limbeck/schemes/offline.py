@@ -5,12 +5,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.ask import ask
 from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Knowledge, Reads
 from limbeck.core.objective import Objective, Term
 from limbeck.core.schedule import at
 from limbeck.core.scheme import Losses, Scheme
-from limbeck.core.tap import Tap, check_paths
+from limbeck.core.tap import check_paths
 from limbeck.core.task import Batch, Facts, Task, default_task
 from limbeck.core.teacher import Teacher, as_teacher
 
@@ -52,9 +53,27 @@ class Offline(Scheme):
         self._reads = Reads()
         self._names = self._name_terms()
         self._bound = self._late = False
-        self._prepare()
+        if not self._undecided:
+            self._prepare()
         if example is not None:
             self.bind(self.task.batch(example))
+
+    @property
+    def _undecided(self) -> bool:
+        return any(term.objective.undecided for term in self._terms)
+
+    def _choose(self, batch: Batch) -> None:
+        """Let the objectives whose layers were left open choose them by what both models show."""
+        survey = Reads(shapes=True)
+        student = ask(self.student, batch, survey, self.task, side="student")
+        teacher: Knowledge | None = None
+        if self.teacher is not None:
+            self.teacher.prepare(survey, self.task)
+            teacher = self.teacher(batch, student)
+        for term in self._terms:
+            if term.objective.undecided:
+                term.objective.choose(student, teacher)
+        self._prepare()
 
     def _name_terms(self) -> list[str]:
         names: list[str] = []
@@ -73,7 +92,7 @@ class Offline(Scheme):
             if self.teacher is None:
                 raise MismatchError(f"the objective {name} needs a teacher, and there is none: give one, or drop the objective")
             teacher_reads = needs.teacher | (teacher_reads or needs.teacher)
-        check_paths(self.student, self._reads.features, "student")
+        check_paths(self.student, self._reads.features | self._reads.modules, "student")
         self._asks_teacher = teacher_reads is not None
         if self.teacher is not None:
             self.teacher.prepare(teacher_reads or Reads(), self.task)
@@ -87,6 +106,9 @@ class Offline(Scheme):
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()
         try:
+            if self._undecided:
+                self._choose(batch)
+            self._check_fields(batch)
             student, teacher = self._ask(batch)
         finally:
             for module, mode in modes.items():
@@ -94,6 +116,19 @@ class Offline(Scheme):
         for term in self._terms:
             term.objective.bind(student, teacher, self.task, self._facts)
         self._bound, self._late = True, False
+
+    def _check_fields(self, batch: Batch) -> None:
+        for name, term in zip(self._names, self._terms, strict=True):
+            needs = term.objective.needs
+            if needs.labels and "label" not in batch:
+                raise MismatchError(f"the objective {name} needs labels and the batch has none (fields {', '.join(batch)}): leave it out, or give (x, y)")
+            if needs.ids and "id" not in batch:
+                raise MismatchError(
+                    f"the objective {name} needs to know which example is which and the batch has no field 'id' (fields {', '.join(batch)}): "
+                    'give mappings {"input": x, "label": y, "id": an int64 for each example}'
+                )
+            if missing := needs.fields - set(batch):
+                raise MismatchError(f"the objective {name} reads the field {sorted(missing)[0]!r} and the batch has {', '.join(batch)}")
 
     def _ask(self, batch: Batch) -> tuple[Knowledge, Knowledge | None]:
         if self.teacher is None or not self._asks_teacher:
@@ -105,11 +140,7 @@ class Offline(Scheme):
         return self._ask_student(batch), teacher
 
     def _ask_student(self, batch: Batch) -> Knowledge:
-        if not self._reads.features:
-            return self.task.forward(self.student, batch)
-        with Tap(self.student, self._reads.features, side="student") as tap:
-            said = self.task.forward(self.student, batch)
-        return Knowledge(said.outputs, dict(tap.features), said.mask)
+        return ask(self.student, batch, self._reads, self.task, side="student")
 
     def forward(self, batch: object, phase: str = "student") -> Losses:
         read = self.task.batch(batch)
@@ -126,7 +157,7 @@ class Offline(Scheme):
         total: Tensor | None = None
         parts: dict[str, Tensor] = {}
         for name, term in zip(self._names, self._terms, strict=True):
-            each = term.objective(student, teacher, read)
+            each = term(student, teacher, read)
             if term.objective.batchwise:
                 summed = each * count
             elif mask is None:

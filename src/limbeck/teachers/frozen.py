@@ -6,8 +6,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.ask import ask
 from limbeck.core.knowledge import Knowledge, Reads
-from limbeck.core.tap import Tap, check_paths
+from limbeck.core.tap import check_paths
 from limbeck.core.task import Batch, Task
 from limbeck.core.teacher import Teacher
 
@@ -32,7 +33,7 @@ class Frozen(Teacher):
 
     def prepare(self, reads: Reads, task: Task) -> None:
         """Raises RecipeError for a layer that the model has not."""
-        check_paths(self.model, reads.features, "teacher")
+        check_paths(self.model, reads.features | reads.modules, "teacher")
         self._reads, self._task = reads, task
         self.model.eval()  # every layer, also where the model itself says that it is
 
@@ -41,11 +42,7 @@ class Frozen(Teacher):
         assert self._task is not None, "a teacher is prepared before it is asked"
         if self.model.training:
             self.model.eval()
-        if not self._reads.features:
-            return self._task.forward(self.model, batch)
-        with Tap(self.model, self._reads.features, side="teacher") as tap:
-            said = self._task.forward(self.model, batch)
-        return Knowledge(said.outputs, dict(tap.features), said.mask)
+        return ask(self.model, batch, self._reads, self._task, side="teacher")
 
     def after_step(self, student: nn.Module) -> None:
         """A frozen teacher does not follow."""

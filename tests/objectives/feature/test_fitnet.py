@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Dense, Knowledge
 from limbeck.core.task import Task
+from limbeck.objectives._projectors import Projector
 from limbeck.objectives.feature.fitnet import FitNet, fitnet_loss
 
 NO_TASK = cast(Task, None)
@@ -20,7 +21,7 @@ def sides(student: Tensor, teacher: Tensor) -> tuple[Knowledge, Knowledge]:
 
 
 def bound(student: Tensor, teacher: Tensor) -> tuple[FitNet, Knowledge, Knowledge]:
-    fitnet = FitNet(student="s", teacher="t")
+    fitnet = FitNet(layers={"s": "t"})
     ours, theirs = sides(student, teacher)
     fitnet.bind(ours, theirs, NO_TASK, None)
     return fitnet, ours, theirs
@@ -46,7 +47,7 @@ def test_the_mean_is_pytorchs() -> None:
 @pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4), (2, 4, 5, 5)])
 def test_equal_shapes_build_nothing(shape: tuple[int, ...]) -> None:
     fitnet, _, _ = bound(torch.randn(shape), torch.randn(shape))
-    assert fitnet.projector is None
+    assert not list(fitnet.parameters())
     assert not fitnet.state_dict()
 
 
@@ -55,8 +56,9 @@ def test_equal_shapes_build_nothing(shape: tuple[int, ...]) -> None:
 )
 def test_the_projector_is_a_linear_map_of_the_channels(student: tuple[int, ...], teacher: tuple[int, ...], kind: type[nn.Module]) -> None:
     fitnet, ours, theirs = bound(torch.randn(student), torch.randn(teacher))
-    assert fitnet.projector is not None
-    linear = fitnet.projector.linear
+    (project,) = fitnet.projectors
+    assert isinstance(project, Projector)
+    linear = project.linear
     assert isinstance(linear, kind)
     assert linear.weight.numel() == 4 * 6
     channels_last = ours.features["s"].movedim(1, -1) if len(student) == 4 else ours.features["s"]
@@ -100,14 +102,16 @@ def test_binding_again_to_other_shapes_is_refused_and_leaves_the_first() -> None
     assert torch.equal(fitnet(ours, theirs, {}), before)
 
 
-def test_unbound_between_unequal_shapes_and_an_unread_layer_are_refused() -> None:
-    fitnet = FitNet(student="s", teacher="t")
+def test_no_layers_unequal_shapes_and_an_unread_layer_are_refused() -> None:
+    fitnet = FitNet(layers={"s": "t"})
     with pytest.raises(MismatchError, match=r"\[2, 4\].*\[2, 6\].*project"):
-        fitnet(*sides(torch.zeros(2, 4), torch.zeros(2, 6)), {})
+        fitnet_loss(torch.zeros(2, 4), torch.zeros(2, 6))
+    with pytest.raises(RecipeError, match="no layers to match"):
+        FitNet(layers={})
     with pytest.raises(MismatchError, match="'s'"):
         fitnet.bind(Knowledge({}), sides(torch.zeros(2, 4), torch.zeros(2, 6))[1], NO_TASK, None)
     with pytest.raises(RecipeError, match="did you mean 'mean'"):
-        FitNet(student="s", teacher="t", reduction=cast(Any, "means"))
+        FitNet(layers={"s": "t"}, reduction=cast(Any, "means"))
 
 
 def test_half_precision_features_meet_weights_in_float32() -> None:
@@ -120,7 +124,7 @@ def test_half_precision_features_meet_weights_in_float32() -> None:
 
 
 def test_it_reads_only_its_two_layers() -> None:
-    needs = FitNet(student="s", teacher="t").needs
+    needs = FitNet(layers={"s": "t"}).needs
     assert (needs.student.features, needs.student.outputs) == ({"s"}, set())
     assert needs.teacher is not None
     assert (needs.teacher.features, needs.teacher.outputs) == ({"t"}, set())

@@ -3,18 +3,18 @@
 Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv:1412.6550, eq. 3.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
-from limbeck.core.knowledge import Knowledge, Needs, Reads
-from limbeck.core.objective import Objective
-from limbeck.core.task import Batch, Facts, Task
+from limbeck.core.knowledge import Knowledge
+from limbeck.core.task import Batch
+from limbeck.objectives._layered import Layered, Layers
 from limbeck.objectives._precision import at_least_float32
-from limbeck.objectives._teacher import given
-
-from ._projectors import Projector, projector
+from limbeck.objectives._projectors import projectors
 
 __all__ = ["FitNet", "fitnet_loss"]
 
@@ -40,53 +40,41 @@ def fitnet_loss(student: Tensor, teacher: Tensor, *, reduction: Literal["sum", "
     return squares.sum(-1) / 2 if reduction == "sum" else squares.mean(-1)
 
 
-class FitNet(Objective):
+class FitNet(Layered):
     """Match a layer of the teacher by a projected layer of the student: ||u - r(v)||^2 / 2, u the teacher's feature, v the student's, one number per example.
 
-    Romero et al. 2015, arXiv:1412.6550, eq. 3: the sum over the elements of the feature. Later toolkits take the mean over all elements without the half
-    (`reduction: mean`), smaller by half the number of elements: mind the weight. The projector r, learnt along with the student, is built only where shapes
-    differ: a 1x1 convolution for maps (after resizing to the teacher's size; the paper's r shrinks a map by a larger kernel instead), a linear layer for
-    vectors and sequences. Between equal shapes there is none, where the paper always has one.
+    Romero et al. 2015, arXiv:1412.6550, eq. 3: the sum over the elements of the feature, here also over the pairs of layers where there are several. Later
+    toolkits take the mean over all elements without the half (`reduction: mean`), smaller by half the number of elements: mind the weight. The projector r,
+    learnt along with the student, is built only where shapes differ: a 1x1 convolution for maps (after resizing to the teacher's size; the paper's r shrinks
+    a map by a larger kernel instead), a linear layer for vectors and sequences. Between equal shapes there is none, where the paper always has one.
 
     Args:
-        student: path of the student's layer, such as layer2.
-        teacher: path of the teacher's layer.
+        layers: student's layer -> teacher's layer, such as {layer2: layer2}; auto takes the end of the middle stage, as the paper does.
         reduction: sum is the paper's half of the sum of squares over a feature's elements; mean is their mean, as in most toolkits.
 
     Raises:
         RecipeError: another reduction.
-        MismatchError: no teacher, or features of different ranks.
+        MismatchError: no teacher, or features that no projector brings together.
 
     Example:
-        {kind: feature.fitnet, student: layer2, teacher: layer2, reduction: mean, weight: 100}
+        {kind: feature.fitnet, layers: {layer2: layer2}, reduction: mean, weight: 100}
     """
 
-    def __init__(self, *, student: str, teacher: str, reduction: Literal["sum", "mean"] = "sum") -> None:
-        super().__init__()
+    wish = "middle"
+
+    def __init__(self, *, layers: Layers = "auto", reduction: Literal["sum", "mean"] = "sum") -> None:
+        super().__init__(layers)
         if reduction not in ("sum", "mean"):
             raise RecipeError(f"no reduction {reduction!r} for FitNet{did_you_mean(reduction, ('sum', 'mean'))}")
-        self.student, self.teacher = student, teacher
         self.reduction: Literal["sum", "mean"] = reduction
-        self.projector: Projector | None = None
-        self._shapes: tuple[list[int], list[int]] | None = None
+        self.projectors = nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        none = frozenset[str]()
-        return Needs(student=Reads(none, frozenset({self.student})), teacher=Reads(none, frozenset({self.teacher})))
-
-    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
-        ours, theirs = student.feature(self.student), given(self, teacher).feature(self.teacher)
-        shapes = list(ours.shape[1:]), list(theirs.shape[1:])
-        if self._shapes is None:
-            self.projector = projector(ours, theirs, names=(self.student, self.teacher))
-            self._shapes = shapes
-        elif shapes != self._shapes:
-            raise MismatchError(
-                f"FitNet was bound to features {self._shapes[0]} (student) and {self._shapes[1]} (teacher), not to {shapes[0]} and {shapes[1]}: make a new one"
-            )
+    def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.projectors = projectors(features, self.pairs)
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
-        feature = student.feature(self.student)
-        projected = feature if self.projector is None else self.projector(feature)
-        return fitnet_loss(projected, given(self, teacher).feature(self.teacher), reduction=self.reduction)
+        losses = [
+            fitnet_loss(project(ours), theirs, reduction=self.reduction)
+            for project, (ours, theirs) in zip(self.projectors, self.matched(student, teacher), strict=True)
+        ]
+        return torch.stack(losses).sum(0)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from limbeck.core.errors import MismatchError
 
-__all__ = ["Projector", "projector"]
+__all__ = ["Projector", "projector", "projectors"]
 
 _RANKS = {2: "vectors [N, D]", 3: "sequences [N, T, D]", 4: "maps [N, D, H, W]"}
 
@@ -59,3 +59,9 @@ def projector(student: Tensor, teacher: Tensor, *, names: tuple[str, str]) -> Pr
     if have != want:
         linear = nn.Conv2d(have, want, 1, **place) if student.ndim == 4 else nn.Linear(have, want, **place)
     return Projector(size, linear)
+
+
+def projectors(features: Sequence[tuple[Tensor, Tensor]], names: Sequence[tuple[str, str]]) -> nn.ModuleList:
+    """Return a projector for each pair of features, the identity where their shapes are equal already."""
+    made = (projector(ours, theirs, names=both) for (ours, theirs), both in zip(features, names, strict=True))
+    return nn.ModuleList(nn.Identity() if one is None else one for one in made)
