@@ -8,6 +8,7 @@ It sees of each side only what its `needs` declare. Its `perfect` says what a st
 import copy
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.core.errors import MismatchError
-from limbeck.core.knowledge import Dense, Knowledge, Reads
+from limbeck.core.knowledge import Dense, Knowledge, Link, Reads
 from limbeck.core.lookup import build, find, full_name, names
 from limbeck.core.objective import Objective
 from limbeck.core.task import Facts, Task
+from limbeck.objectives.response._response import Responding
 
 N, C = 6, 5
 SMALL = {
@@ -53,12 +55,20 @@ def example(kind: str) -> dict[str, Any]:
     return line
 
 
-def record(shapes: Mapping[str, tuple[int, ...]], reads: Reads | None, *, seed: int, n: int = N, dtype: torch.dtype = torch.float32) -> Knowledge | None:
+def link(kind: str) -> Link:
+    """The kind of answers that an objective compares."""
+    part = find("objectives", kind)
+    return (part.link if issubclass(part, Responding) else None) or "softmax"
+
+
+def record(
+    shapes: Mapping[str, tuple[int, ...]], reads: Reads | None, *, seed: int, n: int = N, dtype: torch.dtype = torch.float32, link: Link = "softmax"
+) -> Knowledge | None:
     """What a model of the standard pair says, of what is read: leaves with a gradient."""
     if reads is None:
         return None
     draw = torch.Generator().manual_seed(seed)
-    outputs = {name: Dense(3 * torch.randn(n, C, generator=draw)) for name in sorted(reads.outputs)}
+    outputs = {name: Dense(3 * torch.randn(n, C, generator=draw), link) for name in sorted(reads.outputs)}
     features = {path: torch.randn(n, *shapes[path], generator=draw) for path in sorted(reads.features)}
     features = {path: feature.softmax(-1) if path == "attention" else feature for path, feature in features.items()}
     modules = {path: layer(path, shapes) for path in sorted(reads.modules)}
@@ -101,8 +111,8 @@ def bound(kind: str, *, teacher_shapes: Mapping[str, tuple[int, ...]] = LARGE, s
     """An objective bound to the standard pair; `start` seeds what it learns from."""
     torch.manual_seed(start)
     objective = build("objectives", kind, example(kind))
-    student = record(SMALL, objective.needs.student, seed=1, **how)
-    teacher = record(teacher_shapes, objective.needs.teacher, seed=2, **how)
+    student = record(SMALL, objective.needs.student, seed=1, link=link(kind), **how)
+    teacher = record(teacher_shapes, objective.needs.teacher, seed=2, link=link(kind), **how)
     assert student is not None
     objective.bind(student, teacher, TASK, FACTS)
     return objective, student, teacher
@@ -175,9 +185,9 @@ def test_computes_half_precision_in_float32(kind: str, dtype: torch.dtype) -> No
 def test_stays_finite_where_both_are_sure_and_disagree(kind: str) -> None:
     objective, student, teacher = bound(kind)
     sure = {name: Dense((F.one_hot(torch.arange(N) % C, C) * 2e4 - 1e4).requires_grad_()) for name in student.outputs}
-    student = Knowledge(sure, student.features)
+    student = replace(student, outputs=sure)
     if teacher is not None:
-        teacher = Knowledge({name: Dense(F.one_hot((torch.arange(N) + 1) % C, C) * 2e4 - 1e4) for name in teacher.outputs}, teacher.features)
+        teacher = replace(teacher, outputs={name: Dense(F.one_hot((torch.arange(N) + 1) % C, C) * 2e4 - 1e4) for name in teacher.outputs})
     loss = objective(student, teacher, {**labels(objective), **({"label": (torch.arange(N) + 2) % C} if objective.needs.labels else {})})
     loss.sum().backward()
     assert torch.isfinite(loss).all()
@@ -289,11 +299,17 @@ def test_refuses_to_be_taught_by_nobody(kind: str) -> None:
 @pytest.mark.parametrize("kind", [name for name in names("objectives") if name.startswith("response.")])
 def test_a_response_objective_refuses_other_classes_and_other_links(kind: str) -> None:
     objective = build("objectives", kind, example(kind))
-    student = Knowledge({"main": Dense(torch.zeros(2, 10))})
+    own: Link = link(kind)
+    other: Link = "softmax" if own == "bernoulli" else "bernoulli"
+    student, stranger = Knowledge({"main": Dense(torch.zeros(2, 10), own)}), Knowledge({"main": Dense(torch.zeros(2, 10), other)})
+    if objective.needs.teacher is None:
+        with pytest.raises(MismatchError, match=rf"{own}.*{other}"):
+            objective.bind(stranger, None, TASK, None)
+        return
     with pytest.raises(MismatchError, match=r"\b10\b.*\b7\b"):
-        objective.bind(student, Knowledge({"main": Dense(torch.zeros(2, 7))}), TASK, None)
-    with pytest.raises(MismatchError, match=r"softmax.*bernoulli"):
-        objective.bind(student, Knowledge({"main": Dense(torch.zeros(2, 10), "bernoulli")}), TASK, None)
+        objective.bind(student, Knowledge({"main": Dense(torch.zeros(2, 7), own)}), TASK, None)
+    with pytest.raises(MismatchError, match=rf"{own}.*{other}"):
+        objective.bind(student, stranger, TASK, None)
 
 
 @every

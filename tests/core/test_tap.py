@@ -1,15 +1,19 @@
 """Reading layers by path."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from limbeck.core.errors import MismatchError, RecipeError
-from limbeck.core.tap import Tap, check_paths
+from limbeck.core.tap import Survey, Tap, check_paths
 
 
 class Net(nn.Module):
@@ -269,3 +273,281 @@ def test_a_copy_of_a_model_that_was_tapped_is_its_own(x: Tensor):
     assert torch.equal(its.features["first"], other.first.bias.expand(5, 4))
     assert torch.equal(tap.features["first"], net.first(x))
     assert not list(hooks(other))
+
+
+@dataclass
+class Said:
+    """What a model may give."""
+
+    loss: Tensor | None
+    hidden: Tensor
+    attention: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Slotted:
+    hidden: Tensor
+
+
+class Named(NamedTuple):
+    mean: Tensor
+    spread: Tensor
+
+
+def tapped(output: object, path: str) -> Tensor:
+    net = nn.Sequential(Gives(output))
+    with Tap(net, [path]) as tap:
+        net(torch.zeros(1))
+    return tap.features[path]
+
+
+A, B = torch.randn(2, 3), torch.randn(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("output", "path", "expected"),
+    [
+        ((A, B), "0:1", B),
+        ([A, (B, A)], "0:1", B),
+        ({"a": A, "b": B}, "0:b", B),
+        ({"a": A, "b": B}, "0", A),
+        (Said(None, A, B), "0", A),
+        (Said(None, A, B), "0:attention", B),
+        (Slotted(B), "0:hidden", B),
+        (Slotted(B), "0", B),
+        (Named(A, B), "0:spread", B),
+        (Named(A, B), "0:1", B),
+        ((None, B), "0", B),
+    ],
+)
+def test_an_item_of_what_a_layer_gives(output: object, path: str, expected: Tensor):
+    assert tapped(output, path) is expected
+
+
+@pytest.mark.parametrize(
+    ("output", "path", "told"),
+    [
+        ((A, B), "0:2", r"'0:2': there is no '2' in what the layer gives \(2 items, from 0\)"),
+        (A, "0:1", r"there is no '1' in what the layer gives \(Tensor\)"),
+        (Said(None, A), "0:hiden", r"no 'hiden' in .* \(loss, hidden, attention\).*; did you mean 'hidden'\?"),
+        ({"a": A}, "0:b", r"no 'b' in .* \(a\).*choices are a"),
+        (
+            Said(None, A),
+            "0:attention",
+            r"layer '0:attention' gives None there: .*need_weights=True \(torch\), attn_implementation='eager' with output_attentions",
+        ),
+        ((A, None), "0:1", "gives None there"),
+        ((A, "b"), "0:1", "gives tuple, not a tensor"),
+    ],
+)
+def test_an_item_that_is_not_there_is_refused(output: object, path: str, told: str):
+    with pytest.raises(MismatchError, match=told) as caught:
+        tapped(output, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_input_of_a_layer_is_read_also_when_it_has_a_name(x: Tensor):
+    class ByName(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.between(input=self.first(x)))
+
+    net = ByName(nn.ReLU(inplace=True))
+    with Tap(net, ["between:in", "last:in"]) as tap:
+        net(x)
+    assert torch.equal(tap.features["between:in"], net.first(x))
+    assert torch.equal(tap.features["last:in"], net.first(x).relu())
+    assert not list(hooks(net))
+
+
+def test_attention_weights_of_torch(x: Tensor):
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    y = torch.randn(2, 3, 4)
+    with Tap(attention, [":1"]) as tap:
+        attention(y, y, y)
+    assert tap.features[":1"].shape == (2, 3, 3)
+    with pytest.raises(MismatchError, match="need_weights=True"), Tap(attention, [":1"]):
+        attention(y, y, y, need_weights=False)
+    assert not list(hooks(attention))
+
+
+def test_a_hugging_face_model():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=11, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, output_attentions=True, attn_implementation="eager"
+    )
+    net = transformers.BertModel(config).eval()
+    paths = ["", ":pooler_output", "encoder", "encoder:last_hidden_state", "encoder.layer.0", "encoder.layer.1.attention.self:1", "encoder.layer.1:in"]
+    ids = torch.randint(0, 11, (2, 5))
+    with Tap(net, paths) as tap:
+        said = net(ids)
+    last = said.last_hidden_state
+    assert all(torch.equal(tap.features[path], last) for path in ("", "encoder", "encoder:last_hidden_state"))
+    assert torch.equal(tap.features[":pooler_output"], said.pooler_output)
+    assert torch.equal(tap.features["encoder.layer.1.attention.self:1"], said.attentions[1])
+    assert torch.equal(tap.features["encoder.layer.0"], tap.features["encoder.layer.1:in"])
+    with pytest.raises(MismatchError, match="did you mean 'last_hidden_state'"), Tap(net, ["encoder:last_hidden"]):
+        net(ids)
+
+
+class Checkpointed(Net):
+    """What stands between runs again in the backward pass."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(checkpoint(self.between, self.first(x), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_checkpointed_layer_has_the_right_gradient(x: Tensor, inside: bool, copied: bool):
+    net = Checkpointed(reentrant=False)
+    paths = ["between.0", "between.1:in", "between"]
+    with Tap(net, paths, copy=copied) as tap:
+        out = net(x)
+        record = dict(tap.features)
+        if inside:
+            (out.sum() + sum(tap.features[path].square().sum() for path in paths)).backward()
+            assert all(tap.features[path] is record[path] for path in paths), "what the backward pass runs again is no record"
+    if not inside:
+        (out.sum() + sum(tap.features[path].square().sum() for path in paths)).backward()
+    plain = copy.deepcopy(net)
+    plain.zero_grad()
+    hidden = plain.between[0](plain.first(x))  # pyright: ignore[reportIndexIssue]
+    (plain.last(hidden.tanh()).sum() + 2 * hidden.square().sum() + hidden.tanh().square().sum()).backward()
+    for one, other in zip(net.parameters(), plain.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert torch.allclose(one.grad, other.grad, rtol=1e-5)
+
+
+def test_a_layer_within_a_reentrant_checkpoint_is_refused(x: Tensor):
+    net = Checkpointed(reentrant=True)
+    for path in ("between.0", "between.0:in"):
+        with pytest.raises(MismatchError, match=rf"layer '{path}' of the student ran without gradients.*use_reentrant=False"), Tap(net, [path], side="student"):
+            net(x)
+        assert not list(hooks(net))
+    with Tap(net, ["first", "last:in"]) as tap:
+        net(x)
+    assert tap.features["last:in"].requires_grad, "what is outside can be read"
+    with torch.no_grad(), Tap(net, ["between.0"]) as tap, pytest.warns(UserWarning, match="None of the inputs have requires_grad"):
+        net(x)
+    assert torch.equal(tap.features["between.0"], net.between[0](net.first(x)))  # pyright: ignore[reportIndexIssue]
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    store = dist.HashStore()
+    dist.init_process_group("gloo", rank=0, world_size=1, store=store)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_model_in_ddp_is_read_by_either_path(x: Tensor, one_process: None):
+    net = Net()
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    with Tap(wrapped, ["first", "module.between", "last:in"]) as tap:
+        wrapped(x)
+    assert torch.equal(tap.features["first"], net.first(x))
+    assert torch.equal(tap.features["module.between"], tap.features["last:in"])
+    tap.features["first"].sum().backward()
+    assert net.first.weight.grad is not None
+    with Tap(net, ["module.first"]) as bare:
+        net(x)
+    assert torch.equal(bare.features["module.first"], net.first(x)), "a path of the wrapped model names the bare one's layer"
+    with pytest.raises(RecipeError, match=r"no layer 'module.frist'; did you mean 'first'"):
+        check_paths(wrapped, ["module.frist"], "student")
+
+
+def test_a_layer_that_is_called_module_keeps_its_name(x: Tensor):
+    net = nn.Sequential()
+    net.add_module("module", nn.Sequential(nn.Linear(3, 4)))
+    net.add_module("0", nn.Linear(4, 2))
+    with Tap(net, ["module.0", "0"]) as tap:
+        net(x)
+    assert (tap.features["module.0"].shape, tap.features["0"].shape) == ((5, 4), (5, 2))
+
+
+@pytest.fixture
+def compiled() -> Iterator[Callable[[nn.Module], Any]]:
+    torch.compiler.reset()
+    yield lambda net: torch.compile(net, backend="aot_eager")
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", [Net, Functional, AddsInPlace])
+def test_a_compiled_model_is_read_before_what_follows_overwrites_it(kind: type[Net], x: Tensor, compiled: Callable[[nn.Module], Any]):
+    net = kind()
+    model = compiled(net)
+    with Tap(model, ["first", "_orig_mod.last:in"]) as tap:
+        out = model(x)
+    assert torch.allclose(tap.features["first"], net.first(x))
+    assert torch.allclose(net.last(tap.features["_orig_mod.last:in"]), out)
+    tap.features["first"].square().sum().backward()
+    assert net.first.weight.grad is not None
+    assert torch.allclose(net.first.weight.grad, (2 * net.first(x)).T @ x, atol=1e-5)
+    assert not list(hooks(model))
+
+
+def test_a_compiled_model_is_compiled_once_for_each_tap(x: Tensor):
+    torch.compiler.reset()
+    graphs: list[Any] = []
+
+    def count(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    net = Net()
+    model: Any = torch.compile(net, backend=count)
+    with Tap(model, []):
+        model(x)
+    for paths in (["first"], ["first", "between"], ["first"], []) * 3:
+        with Tap(model, paths) as tap:
+            model(x)
+        assert all(torch.allclose(tap.features[path], net.get_submodule("first")(x).relu_() if path == "between" else net.first(x)) for path in paths)
+        assert list(tap.features) == paths
+    assert len(graphs) == 3, "one graph each for: nothing, one layer, two layers"
+    torch.compiler.reset()
+
+
+def test_a_part_that_is_compiled_and_one_that_is_compiled_in_place(x: Tensor, compiled: Callable[[nn.Module], Any]):
+    net = nn.Sequential(compiled(nn.Sequential(nn.Linear(3, 4), nn.ReLU())), nn.Linear(4, 2))
+    net[1].compile(backend="aot_eager")
+    with Tap(net, ["0", "0.0", "0._orig_mod.1", "1"]) as tap, Survey(net) as survey:
+        out = net(x)
+    assert torch.equal(tap.features["1"], out)
+    assert torch.equal(tap.features["0"], tap.features["0.0"].relu())
+    assert torch.equal(tap.features["0"], tap.features["0._orig_mod.1"])
+    assert survey.shapes == {"0.0": (5, 4), "0.1": (5, 4), "0": (5, 4), "1": (5, 2)}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own, where a graph goes on with one
+def test_an_error_in_a_compiled_model_s_tap_is_its_own(x: Tensor, compiled: Callable[[nn.Module], Any]):
+    model = compiled(nn.Sequential(nn.Linear(3, 3), Gives((A, None))))
+    with pytest.raises(MismatchError, match="gives None there"), Tap(model, ["1:1"]):
+        model(x)
+    assert not list(hooks(model))
+    with pytest.raises(MismatchError, match=r"layer 'first' of OptimizedModule was never called.*torch.compiler.reset"), Tap(compiled(Net()), ["first"]):
+        pass
+
+
+def test_a_survey_names_every_layer_in_the_order_they_ran(x: Tensor):
+    net = Net(nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)))
+    with Survey(net) as survey:
+        net(x)
+    assert list(survey.shapes) == ["first", "between.0", "between.1", "between", "last"]
+    assert survey.shapes["last"] == (5, 2)
+    assert not list(hooks(net))
+    with pytest.raises(ValueError), Survey(net):
+        raise ValueError
+    assert not list(hooks(net))
+    with Survey(flat := nn.Sequential(nn.Flatten(), nn.Sequential(nn.Identity(), nn.Linear(3, 2)), nn.Identity())) as begins:
+        flat(x)
+    assert list(begins.shapes) == ["1.1", "1", "2"], "what only reshapes the input is no layer"
+    with Survey(Twice()) as twice:
+        twice._model(x)  # pyright: ignore[reportOptionalCall]
+    assert list(twice.shapes) == ["layer"], "the first of its names"
+    with Survey(None) as nothing:
+        pass
+    assert nothing.shapes == {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.core.errors import DataError, Interrupted
 from limbeck.core.events import Listener, Note, silent
-from limbeck.core.lookup import build, find
+from limbeck.core.lookup import build
 from limbeck.core.task import Batch, Loader
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.loop import Work, fit
@@ -21,6 +21,12 @@ from limbeck.engine.runtime import Runtime
 TERMS = {
     "kd": [("response.kd", {"temperature": 3.0}, 0.7), ("supervised", {}, 0.3)],
     "hints": [("feature.fitnet", {"layers": {"layer1": "layer1"}, "reduction": "mean"}, 1.0)],
+    "contest": [
+        ("adversarial.logit_discriminator", {"rounds": 2, "hidden": 8}, 0.3),
+        ("feature.fitnet", {"layers": {"layer1": "layer1"}}, 0.1),
+        ("supervised", {}, 1.0),
+    ],
+    "balance": [("response.kd", {}, 0.5), ("supervised", {}, 1.0)],
     "both": [("feature.fitnet", {"layers": {"layer2": "layer1"}}, 0.1), ("response.kd", {}, 0.5), ("supervised", {}, 0.5)],
 }
 """Objectives by scenario; with `hints` alone, nothing reads the student's head."""
@@ -54,7 +60,8 @@ def train(
     size = plan.batch_size // plan.accumulate // runtime.world
     loader = Pressing(task.loader("train", batch_size=size, rank=runtime.rank, world=runtime.world), press)
     terms = [weight * build("objectives", kind, options) for kind, options, weight in TERMS[scenario]]
-    scheme = find("schemes", "offline")(student, teacher, terms, task, next(loader.batches(0)), task.facts())
+    how = {"balance": {"kind": "gradient_norm", "every": 3}} if scenario == "balance" else {}
+    scheme = build("schemes", "offline", how, student, teacher, terms, task, next(loader.batches(0)), task.facts())
     work = None if folder is None else Work(folder, folder / "logs")
     told = fit(scheme, task, loader, plan, runtime, work=work, listener=silent)
     figures = [row[name] for row in told.history for name in ("train_loss", "gradient_norm", "validation_accuracy", "validation_loss")]

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.events import Event, silent
-from limbeck.core.lookup import build, find
+from limbeck.core.lookup import build
 from limbeck.core.scheme import Scheme
 from limbeck.core.task import Batch, Loader, Task
 from limbeck.engine.loop import Fit, Work, fit
@@ -49,12 +49,13 @@ class Trial:
     teacher: Callable[[], nn.Module] | None = None
     objectives: Callable[[], list[Any]] = lambda: [build("objectives", "supervised", {})]
     seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
 
     def scheme(self) -> Scheme:
         torch.manual_seed(self.seed)
         student, teacher = self.student(), None if self.teacher is None else self.teacher()
         example = next(self.loader().batches(0))
-        made: Scheme = find("schemes", "offline")(student, teacher, self.objectives(), self.task, example, self.task.facts())
+        made: Scheme = build("schemes", "offline", self.options, student, teacher, self.objectives(), self.task, example, self.task.facts())
         torch.manual_seed(self.seed + 1)
         return made
 
@@ -121,6 +122,10 @@ def kd(weight: float = 1.0, **options: Any) -> Any:
 
 def supervised(weight: float = 1.0) -> Any:
     return weight * build("objectives", "supervised", {})
+
+
+def game(weight: float = 1.0, **options: Any) -> Any:
+    return weight * build("objectives", "adversarial.logit_discriminator", {"hidden": 8, **options})
 
 
 def hint(weight: float = 1.0, **options: Any) -> Any:

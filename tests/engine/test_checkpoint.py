@@ -153,5 +153,5 @@ def test_a_frozen_teacher_is_in_no_checkpoint(trial: Trial, tmp_path: Path) -> N
     path = saved(trial, tmp_path)
     small, large = (path / "state.safetensors").stat().st_size, sum(weight.numel() * 4 for weight in mlp(2000).parameters())
     trial.teacher = lambda: nn.Sequential(mlp(2000))
-    trial.objectives = lambda: [hint(teacher="0.layer1"), supervised()]
+    trial.objectives = lambda: [hint(layers={"layer1": "0.layer1"}), supervised()]
     assert (saved(trial, tmp_path / "large") / "state.safetensors").stat().st_size < small + 3 * 4 * 2000 * 6 < large

@@ -1,13 +1,15 @@
 """Metrics over a split are means over its examples, whatever the batches."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from limbeck.core.knowledge import Dense, Knowledge
 from limbeck.core.lookup import build, find
-from limbeck.core.task import Task
+from limbeck.core.task import Batch, Task
 from limbeck.engine.evaluate import evaluate, predict
 from limbeck.engine.runtime import Runtime
 
@@ -45,7 +47,7 @@ def test_predictions_are_in_the_split_s_order(make_task: Callable[..., Task]) ->
     task = make_task()
     model = mlp(8).eval()
     whole = next(task.loader("test", batch_size=1000).batches(0))
-    said = predict(model, task, "test", batch_size=7)
+    said = predict(partial(task.forward, model), task, "test", batch_size=7)
     torch.testing.assert_close(said.logits, model(whole["input"]))
     assert torch.equal(said.labels, whole["label"]) and torch.equal(said.ids, whole["id"])
     assert not said.logits.requires_grad
@@ -55,4 +57,15 @@ def test_predictions_without_ids_are_numbered() -> None:
     x, y = torch.randn(10, 4), torch.arange(10) % 2
     loaders = {"train": [(x, y)], "test": [(x[:6], y[:6]), (x[6:], y[6:])]}
     task = find("tasks", "classify")(loaders, classes=2)
-    assert predict(torch.nn.Linear(4, 2), task, "test").ids.tolist() == list(range(10))
+    assert predict(partial(task.forward, torch.nn.Linear(4, 2)), task, "test").ids.tolist() == list(range(10))
+
+
+def test_only_valid_predictions_are_collected() -> None:
+    x, y = torch.randn(10, 4), torch.arange(10) % 2
+    task = find("tasks", "classify")({"train": [(x, y)], "test": [(x[:6], y[:6]), (x[6:], y[6:])]}, classes=2)
+
+    def answer(batch: Batch) -> Knowledge:
+        return Knowledge({"main": Dense(batch["input"][:, :2])}, mask=batch["label"] == 1)
+
+    said = predict(answer, task, "test")
+    assert torch.equal(said.logits, x[1::2, :2]) and said.labels.tolist() == [1] * 5 and said.ids.tolist() == [1, 3, 5, 7, 9]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core.errors import MismatchError, TrainingError
+from limbeck.core.errors import MismatchError, RecipeError, TrainingError
 from limbeck.core.events import EpochDone, Event, Note, Progress
 from limbeck.core.knowledge import Knowledge, Needs
 from limbeck.core.lookup import find
@@ -24,7 +24,7 @@ from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Runtime
 from limbeck.teachers.frozen import Frozen
 
-from .conftest import Trial, kd, mlp, supervised
+from .conftest import Trial, game, kd, mlp, supervised
 
 STEPS = 12
 
@@ -122,6 +122,46 @@ def test_each_player_steps_in_its_phase_and_is_clipped_by_its_own_norm(make_task
     torch.testing.assert_close(moved["loud.weight"], torch.full((2, 2), 0.5))  # of norm 200, brought to 1
     torch.testing.assert_close(moved["quiet.weight"], torch.full((2, 2), 0.01), rtol=1e-4, atol=0)  # of norm 0.02: left alone
     assert told.best.keys() == {"loud", "quiet"}
+
+
+def test_the_run_s_loss_and_norm_are_the_student_s_and_an_opponent_s_are_told_by_name(make_task: Callable[..., Task]) -> None:
+    trial = Trial(make_task(), plan(clip=100.0), lambda: mlp(8), lambda: mlp(24), lambda: [game(0.3, rounds=2), supervised(0.7)])
+    (row,) = trial.run()[1].history
+    parts = row["parts"]
+    assert parts.keys() == {"logit_discriminator_opponent", "gradient_norm_logit_discriminator", "logit_discriminator", "supervised"}
+    assert row["train_loss"] == pytest.approx(0.3 * parts["logit_discriminator"] + 0.7 * parts["supervised"], rel=1e-5)
+    assert 0.5 < parts["logit_discriminator_opponent"] < 1.5  # of chance, 2 log 2, a little less
+    assert row["gradient_norm"] > 0 and parts["gradient_norm_logit_discriminator"] > 0
+
+
+class Silent(Duel):
+    """A student and another, who has no parts to tell of."""
+
+    phases = ("other", "student")
+
+    def players(self) -> dict[str, list[nn.Parameter]]:
+        return {"student": list(self.loud.parameters()), "other": list(self.quiet.parameters())}
+
+    def forward(self, batch: object, phase: str = "student") -> Losses:
+        player = {"student": self.loud, "other": self.quiet}[phase]
+        return Losses({phase: player.weight.square().sum() * 16}, torch.tensor(16.0))
+
+
+def test_a_phase_without_parts_is_told_by_its_loss_and_each_player_has_its_own_optimizer(make_task: Callable[..., Task]) -> None:
+    task, scheme = make_task(validation=0, subset=16), Silent()
+    before = {name: value.clone() for name, value in scheme.state_dict().items()}
+    training = plan(optimizers={"other": {"kind": "sgd", "lr": 0.25, "momentum": 0}, "student": {"kind": "sgd", "lr": 0.125, "momentum": 0}})
+    (row,) = fit(scheme, task, task.loader("train", batch_size=16), training, Runtime(), listener=lambda _: None).history
+    torch.testing.assert_close(scheme.loud.weight.detach(), before["loud.weight"] * 0.75)
+    torch.testing.assert_close(scheme.quiet.weight.detach(), before["quiet.weight"] * 0.5)
+    assert row["parts"] == {"other_loss": pytest.approx(before["quiet.weight"].square().sum().item())}
+    assert row["train_loss"] == pytest.approx(before["loud.weight"].square().sum().item())
+    assert row["lr"] == 0.125
+
+
+def test_an_optimizer_for_nobody_is_refused(make_task: Callable[..., Task]) -> None:
+    with pytest.raises(RecipeError, match="optimizers names 'studnet', and nobody of that name learns; did you mean 'student'"):
+        Trial(make_task(), plan(optimizers={"studnet": {"kind": "adam"}}), lambda: mlp(8)).run()
 
 
 def test_bf16_mixed_computes_in_bfloat16_and_keeps_float32_weights(make_task: Callable[..., Task]) -> None:

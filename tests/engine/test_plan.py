@@ -74,6 +74,7 @@ def test_one_cycle_agrees_with_torch() -> None:
         {"optimizer": {"kind": "adam", "betas": [0.9, 1.0]}}, {"optimizer": {"kind": "adamw", "weight_decay": math.inf}},
         {"optimizer": {"kind": "sgd", "momentum": 1}}, {"schedule": {"kind": "cosine", "warmup_epochs": math.inf}},
         {"schedule": {"kind": "multistep", "milestones": [1], "factor": 0}}, {"schedule": {"kind": "onecycle", "rise": 1}}, {"epoch": 3},
+        {"optimizers": {"critic": {"kind": "rmsprop"}}}, {"optimizers": {"critic": {"kind": "adam", "lr": -1}}}, {"optimizers": "adam"},
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_meant_are_refused(options: dict[str, object]) -> None:

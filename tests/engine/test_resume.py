@@ -15,7 +15,7 @@ from limbeck.core.task import Task
 from limbeck.engine import checkpoint
 from limbeck.engine.plan import Training
 
-from .conftest import Killed, Trial, hint, kd, kill, mlp, press, supervised
+from .conftest import Killed, Trial, game, hint, kd, kill, mlp, press, supervised
 
 STEPS = 12  # of an epoch: 192 examples by 16
 
@@ -33,7 +33,7 @@ def taught() -> list[Any]:
     return [kd(0.5, temperature={"kind": "linear", "start": 8, "end": 1}), hint(0.1), supervised(0.5)]
 
 
-@pytest.fixture(params=["dropout", "cnn", "distilled", "accumulated"])
+@pytest.fixture(params=["dropout", "cnn", "distilled", "accumulated", "contested", "balanced"])
 def trial(request: pytest.FixtureRequest, make_task: Callable[..., Task]) -> Trial:
     task = make_task(augment=[{"kind": "shift", "pixels": 1}, {"kind": "flip"}])
     match request.param:
@@ -43,6 +43,12 @@ def trial(request: pytest.FixtureRequest, make_task: Callable[..., Task]) -> Tri
             return Trial(task, plan(schedule={"kind": "onecycle"}), cnn)
         case "distilled":
             return Trial(task, plan(optimizer={"kind": "sgd"}), lambda: mlp(6, dropout=0.1), lambda: mlp(24), taught)
+        case "contested":
+            critic = {"logit_discriminator": {"kind": "adam", "lr": 0.001, "betas": [0.0, 0.9]}}
+            training = plan(optimizer={"kind": "sgd"}, optimizers=critic, accumulate=2, clip=1.0)
+            return Trial(task, training, cnn, lambda: mlp(24), lambda: [game(0.1, loss="wgan_gp", rounds=2), supervised()])
+        case "balanced":
+            return Trial(task, plan(), lambda: mlp(6, dropout=0.1), lambda: mlp(24), taught, options={"balance": {"kind": "gradient_norm", "every": 7}})
         case _:
             return Trial(task, plan(accumulate=2), lambda: mlp(16, dropout=0.3))
 

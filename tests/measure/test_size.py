@@ -72,6 +72,15 @@ def test_macs_leave_the_model_as_it_was():
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
+def test_macs_of_a_model_that_takes_more_than_the_batch():
+    class Mixed(nn.Module):
+        def forward(self, x, weight):
+            return x @ weight
+
+    asked = Mixed()
+    assert macs(asked, torch.zeros(3, 4), ask=lambda model: model(torch.zeros(3, 4), torch.zeros(4, 5))) == 4 * 5
+
+
 @pytest.mark.parametrize("example", [torch.zeros(0, 4), torch.tensor(1.0)])
 def test_macs_need_an_example(example):
     with pytest.raises(MismatchError, match="at least one example"):

@@ -24,6 +24,17 @@ def test_the_ends_of_its_stages(in_shape: tuple[int, int, int], half: int, quart
     assert all(feature.min() >= 0 for feature in tap.features.values()), "a stage ends after its ReLU"
 
 
+def test_a_stage_is_read_before_its_relu() -> None:
+    model = CNN((1, 8, 8), 10, width=4).eval()
+    with torch.no_grad(), Tap(model, ["layer1", "layer1.act:in", "layer3", "layer3.act:in"]) as tap:
+        model(torch.randn(2, 1, 8, 8))
+    for layer in ("layer1", "layer3"):
+        before = tap.features[f"{layer}.act:in"]
+        assert before.min() < 0
+        assert torch.equal(before.relu(), tap.features[layer])
+    assert list(model.state_dict())[:3] == ["layer1.0.weight", "layer1.0.bias", "layer1.1.weight"], "weights saved before fit"
+
+
 def test_what_cannot_be_meant_is_refused() -> None:
     with pytest.raises(MismatchError, match=r"CNN reads images.*\(13,\).*mlp"):
         CNN((13,), 2)

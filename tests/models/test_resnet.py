@@ -73,6 +73,15 @@ def test_the_ends_of_its_stages(width: int, stem: int) -> None:
     ]  # fmt: skip
 
 
+def test_a_block_is_read_before_the_relu_that_ends_it() -> None:
+    model = ResNet((1, 8, 8), 10, depth=14).eval()
+    with torch.no_grad(), Tap(model, ["layer1.0", "layer1.0.act:in", "layer2", "layer2.1.act:in"]) as tap:
+        model(torch.randn(2, 1, 8, 8))
+    for layer, before in (("layer1.0", "layer1.0.act:in"), ("layer2", "layer2.1.act:in")):
+        assert tap.features[before].min() < 0
+        assert torch.equal(tap.features[before].relu(), tap.features[layer])
+
+
 @pytest.mark.parametrize(("depth", "nearest"), [(21, 20), (2, 8), (-4, 8), (109, 110), (18, 20)])
 def test_a_depth_that_is_none_names_the_nearest(depth: int, nearest: int) -> None:
     with pytest.raises(RecipeError, match=rf"depth must be 6n\+2, not {depth}; nearest {nearest}$"):

@@ -43,6 +43,17 @@ def test_the_ends_of_its_stages() -> None:
     assert tap.features["layer1"].min() < 0 <= tap.features["norm"].min()
 
 
+def test_what_enters_the_relu_after_a_stage_is_read_there() -> None:
+    model = WRN((1, 8, 8), 10, depth=10).eval()
+    with torch.no_grad(), Tap(model, ["layer1", "layer2.0.act:in", "layer3", "norm.act:in", "norm"]) as tap:
+        model(torch.randn(2, 1, 8, 8))
+    said = tap.features
+    scale = 1 / (1 + 1e-5) ** 0.5  # fresh batch norm in evaluation
+    for stage, before in (("layer1", "layer2.0.act:in"), ("layer3", "norm.act:in")):
+        assert torch.allclose(said[before], said[stage] * scale)
+    assert torch.equal(said["norm.act:in"].relu(), said["norm"])
+
+
 def test_dropout_is_where_it_was_asked_for() -> None:
     assert not [m for m in WRN((1, 8, 8), 2, depth=10).modules() if isinstance(m, nn.Dropout)]
     rates = [m.p for m in WRN((1, 8, 8), 2, depth=16, dropout=0.3).modules() if isinstance(m, nn.Dropout)]

@@ -134,12 +134,13 @@ def test_a_projector_is_learnt_and_left_out_of_the_student(teacher: nn.Module) -
     student, hint = mlp(4), FitNet(layers={"2": "2"}, reduction="mean")
     names = list(student.state_dict())
     done = distill(teacher, student, TRAIN, objectives=[0.5 * KD(), hint], epochs=4, training={"optimizer": {"kind": "adam", "lr": 1e-2}})
-    assert hint.projector is not None and hint.projector.linear is not None
+    (project,) = hint.projectors
+    assert len(list(project.parameters())) == 2
     x = torch.cat([x for x, _ in TEST])
     hints = [row["parts"]["fitnet"] for row in done.history]
     assert hints[-1] < 0.8 * hints[0]
     with torch.no_grad():
-        matched = (hint.projector(student[:3](x)) - teacher[:3](x)).square().mean()  # pyright: ignore[reportIndexIssue]
+        matched = (project(student[:3](x)) - teacher[:3](x)).square().mean()  # pyright: ignore[reportIndexIssue]
         assert matched < 1.2 * hints[-1]
     assert list(student.state_dict()) == names
     assert done.metrics["parameters"] == sum(parameter.numel() for parameter in student.parameters())
@@ -348,7 +349,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a data set": ({"data": TensorDataset(X, Y)}, DataError, "the train loader is a TensorDataset, which cannot be iterated: give a DataLoader"),
     "no batch": ({"data": []}, DataError, "the train loader has no batch"),
     "no validation batch": ({"validation": []}, DataError, "the validation loader has no batch"),
-    "no labels to learn": ({"data": [X]}, MismatchError, "supervised needs labels and the data carry none"),
+    "no labels to learn": ({"data": [X]}, MismatchError, "the objective supervised needs labels and the batch has none"),
     "no labels to test": ({"test": [X]}, MismatchError, "the batch has no labels"),
     "a label out of range": ({"data": [(X, Y + 1)]}, DataError, "label 3 is out of range: there are 3 classes, 0..2"),
     "a validation label out of range": ({"validation": [(X, Y - 1)]}, DataError, "label -1 is out of range"),

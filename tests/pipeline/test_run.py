@@ -209,7 +209,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], type[LimbeckError], str]] = [
     (
         lambda t: t["stages"]["student"]["objectives"][0].update(kind="response.dk"),
         RecipeError,
-        "no part 'response.dk' among objectives; did you mean 'response.kd'?",
+        "no part 'response.dk' among objectives; did you mean 'response.dkd'?",
     ),
     (lambda t: t["stages"]["student"]["objectives"][1].update(layers={"layer9": "layer1"}), RecipeError, r"the student \(MLP\) has no layer 'layer9'"),
     (lambda t: t["stages"]["student"]["model"].update(width=3), RecipeError, "no option 'width' for models.mlp; did you mean 'widths'?"),

@@ -209,6 +209,24 @@ def test_a_scalar_weighs_as_the_batch_s_count(batch: tuple[Tensor, Tensor]) -> N
     torch.testing.assert_close(losses.loss, 2 * student(batch[0]).var(0).mean())
 
 
+def test_a_batch_of_one_is_refused_where_examples_are_compared(batch: tuple[Tensor, Tensor]) -> None:
+    one = (batch[0][:1], batch[1][:1])
+    told = "the objective test_offline#2 compares the examples of a batch and the batch has one: take batch_size 2 or more"
+
+    class Single(Batchwise):
+        batchwise = False
+
+    for gather in (False, True):
+        terms = [Single(), Term(Batchwise(), gather=gather)]
+        with pytest.raises(MismatchError, match=told):
+            Offline(net(4, 5, 3), None, terms, example=one)
+        with pytest.raises(MismatchError, match=told):
+            Offline(net(4, 5, 3), None, terms)(one)
+    with pytest.raises(MismatchError, match="and the batch has one"):
+        Offline(net(4, 5, 3), None, [Batchwise()], task=Masked(), example=(batch[0], torch.tensor([1, 9, 9, 9, 9, 9])))
+    Offline(net(4, 5, 3), None, [supervised()], example=one)
+
+
 class Grafted(Batchwise):
     """An objective whose part ships with the student."""
 

@@ -122,6 +122,24 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Fo
 
 
 @app.command()
+def compare(
+    recipe: RecipeName,
+    methods: Annotated[str, typer.Option("--methods", metavar="all|A,B", help="Objectives by name; all that apply unless given.")] = "all",
+    seeds: Annotated[int, typer.Option(min=2, help="Paired runs of each method.")] = 5,
+    factors: Annotated[str, typer.Option(metavar="F,F", help="What each method's usual weight is multiplied by when it is tuned on validation.")] = "0.1,1,10",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process with one thread.")] = 1,
+    sets: Sets = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The comparison's folder; runs/NAME-compare unless given.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare methods on a recipe's student: same steps, same tuning budget, paired seeds, tested against plain distillation and none."""
+    from .comparing import compare_and_tell
+
+    compare_and_tell(recipe, methods, seeds, factors, jobs, sets or [], out, json=json, quiet=quiet)
+
+
+@app.command()
 def measure(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Stages' folders, such as runs/digits/stages/int8; ratios are to the first.")],
     threads: Annotated[int, typer.Option(min=1, help="Threads of each model.")] = 1,

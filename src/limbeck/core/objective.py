@@ -57,6 +57,9 @@ class Objective(nn.Module, ABC):
         """Return what ships: the student itself, unless the objective's part belongs into it."""
         return student
 
+    def after_step(self) -> None:
+        """Follow an optimizer's step: what an objective remembers of it. Nothing, for most."""
+
     def now(self, number: Number) -> float:
         """Return a number or a schedule's value at this moment of training."""
         return at(number, self.clock)

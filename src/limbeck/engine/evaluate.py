@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError
-from limbeck.core.task import Split, Task
+from limbeck.core.knowledge import Knowledge
+from limbeck.core.task import Batch, Split, Task
 
 from .runtime import Runtime
 
@@ -16,7 +17,7 @@ __all__ = ["Predictions", "evaluate", "predict"]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said about a split: `logits [N, C]`, `labels [N]` and `ids [N]`, in the split's order."""
+    """What a model said about a split: `logits [N, C]`, `labels [N]` and `ids [N]` of its predictions, in the split's order."""
 
     logits: Tensor
     labels: Tensor
@@ -52,14 +53,17 @@ def evaluate(model: nn.Module, task: Task, split: Split, runtime: Runtime, *, ba
 
 
 @torch.no_grad()
-def predict(answer: Callable[[Tensor], Tensor], task: Task, split: Split, *, batch_size: int = 1024, device: torch.device | None = None) -> Predictions:
-    """Collect what `answer`, from inputs to logits `[N, C]`, says about a labelled split."""
+def predict(answer: Callable[[Batch], Knowledge], task: Task, split: Split, *, batch_size: int = 1024, device: torch.device | None = None) -> Predictions:
+    """Collect what `answer`, a model asked as the task does it or several, says about a labelled split: its valid predictions alone."""
     logits, labels, ids = [], [], []
+    seen = 0
     for raw in task.loader(split, batch_size=batch_size, device=device).batches(0):
         batch = task.batch(raw)
         if "label" not in batch:
             raise MismatchError(f"a batch of the {split} split has no labels (fields {', '.join(batch)}): accuracy cannot be measured without them")
-        logits.append(answer(batch["input"]).float().cpu())
-        labels.append(batch["label"].cpu())
-        ids.append(batch["id"].cpu() if "id" in batch else torch.arange(len(labels[-1])) + sum(len(one) for one in labels[:-1]))
+        said = answer(batch)
+        numbers = batch["id"] if "id" in batch else torch.arange(seen, seen + len(batch["label"]))
+        for found, values in ((logits, said.main.logits.float()), (labels, batch["label"]), (ids, numbers)):
+            found.append((values if said.mask is None else values[said.mask]).cpu())
+        seen += len(batch["label"])
     return Predictions(torch.cat(logits), torch.cat(labels), torch.cat(ids))

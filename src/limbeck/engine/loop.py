@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from limbeck.core.errors import DataError, Interrupted, MismatchError, TrainingError
+from limbeck.core.errors import DataError, Interrupted, MismatchError, RecipeError, TrainingError, did_you_mean
 from limbeck.core.events import EpochDone, Listener, Note, Progress
 from limbeck.core.files import atomic_folder
 from limbeck.core.scheme import Losses, Scheme
@@ -34,6 +34,8 @@ LOOK_EVERY = 10
 
 
 _NORM = "gradient_norm"
+_MAIN = "student"
+"""The player whose loss and gradient norm are the run's; all players' are where there is none of this name."""
 SAVE_EVERY = 5.0
 """Seconds between two checkpoints at the least, but for the first: short epochs share one. When it falls changes nothing about what a resumed run computes."""
 
@@ -66,12 +68,21 @@ class Fit:
 
 
 def optimizers(scheme: Scheme, plan: Training) -> dict[str, torch.optim.Optimizer]:
-    """Make one optimizer per player, in torch's fused kernels; but for 16-mixed, whose gradients must be unscaled before they are clipped."""
+    """Make one optimizer per player, in torch's fused kernels; but for 16-mixed, whose gradients must be unscaled before they are clipped.
+
+    Raises:
+        RecipeError: an optimizer for a player that there is not.
+        MismatchError: a player with nothing to train.
+    """
     made: dict[str, torch.optim.Optimizer] = {}
-    for player, parameters in scheme.players().items():
+    players = scheme.players()
+    for name in plan.optimizers:
+        if name not in players:
+            raise RecipeError(f"optimizers names {name!r}, and nobody of that name learns{did_you_mean(name, players)}")
+    for player, parameters in players.items():
         if not parameters:
             raise MismatchError(f"the player {player!r} has no parameter that requires a gradient: there is nothing to train")
-        made[player] = plan.optimizer.build(parameters, fused=plan.precision != "16-mixed")
+        made[player] = plan.optimizers.get(player, plan.optimizer).build(parameters, fused=plan.precision != "16-mixed")
     return made
 
 
@@ -211,8 +222,12 @@ class _Seen(NamedTuple):
 
 
 def _step(run: _Run, micro: list[Batch], phase: str) -> tuple[dict[str, Tensor], Tensor]:
-    """Take one optimizer step of one player: forward and backward over the micro-batches, one division by the count over all of them and all ranks."""
+    """Take one optimizer step of one player: forward and backward over the micro-batches, one division by the count over all of them and all ranks.
+
+    What a player beside the student costs is told by its own parts, or by its name where it has none.
+    """
     runtime, optimizer = run.runtime, run.setup.optimizers[phase]
+    main = phase == _MAIN or _MAIN not in run.setup.scheme.phases
     alone = len(micro) == 1 and runtime.world == 1
     parts: dict[str, Tensor] = {}
     count: Tensor | None = None
@@ -222,7 +237,9 @@ def _step(run: _Run, micro: list[Batch], phase: str) -> tuple[dict[str, Tensor],
             # One division by the true count for a single batch; else a constant now, and the true count over all micro-batches and ranks below.
             runtime.backward(losses.sums[phase] / (losses.count.clamp(min=1) if alone else run.plan.batch_size))
         count = losses.count if count is None else count + losses.count
-        for name, value in {**losses.parts, "loss": losses.sums[phase].detach()}.items():
+        whole = losses.sums[phase].detach()
+        told = {**losses.parts, "loss": whole} if main else losses.parts or {f"{phase}_loss": whole}
+        for name, value in told.items():
             parts[name] = parts[name] + value if name in parts else value
     assert count is not None
     if not alone:
@@ -230,7 +247,7 @@ def _step(run: _Run, micro: list[Batch], phase: str) -> tuple[dict[str, Tensor],
         for parameter in (one for group in optimizer.param_groups for one in group["params"] if one.grad is not None):
             parameter.grad.mul_(factor)
     if run.plan.clip is not None:
-        parts[_NORM] = runtime.clip(run.setup, phase, run.plan.clip) * count
+        parts[_NORM if main else f"{_NORM}_{phase}"] = runtime.clip(run.setup, phase, run.plan.clip) * count
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return parts, count
@@ -244,7 +261,7 @@ def _look(run: _Run, seen: list[_Seen]) -> None:
         for one, (count, *values) in zip(rows, table, strict=True):
             for name, value in zip(names, values, strict=True):
                 if not math.isfinite(value):
-                    if name == _NORM and run.plan.precision == "16-mixed":
+                    if name.startswith(_NORM) and run.plan.precision == "16-mixed":
                         continue  # a step that the gradient scaler skips
                     raise _not_finite(run, name.replace("_", " "), value, one.step)
                 summed, counted = run.position.sums.get(name, (0.0, 0.0))
@@ -283,7 +300,7 @@ def _evaluate(run: _Run) -> bool:
     row: dict[str, Any] = {
         "epoch": position.epoch,
         "step": position.step,
-        "lr": rate(plan.schedule, (position.step - 1) / run.steps, plan.epochs) * plan.optimizer.lr,
+        "lr": rate(plan.schedule, (position.step - 1) / run.steps, plan.epochs) * plan.optimizers.get(_MAIN, plan.optimizer).lr,
         "train_loss": means.pop("loss"),
     }
     if (norm := means.pop(_NORM, None)) is not None:

@@ -105,6 +105,7 @@ class Training(_Options):
     batch_size: int = Field(default=128, ge=1, description="examples per optimizer step, over all micro-batches and devices")
     accumulate: int = Field(default=1, ge=1, description="micro-batches per optimizer step")
     optimizer: Optimizer = Field(default=Sgd(), description="what steps")
+    optimizers: dict[str, Optimizer] = Field(default={}, description="by player, such as a discriminator; a player not named takes `optimizer`")
     schedule: Rate = Field(default=CosineRate(), description="how the learning rate moves")
     clip: float | None = Field(default=None, gt=0, description="largest norm of a player's gradient")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(default="32-true", description="of the forward pass")

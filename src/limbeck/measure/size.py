@@ -48,8 +48,10 @@ def _more_ops() -> dict[Any, Callable[..., int]]:
     }
 
 
-def macs(model: "nn.Module", example: "Tensor") -> int:
+def macs(model: "nn.Module", example: "Tensor", *, ask: "Callable[[nn.Module], object] | None" = None) -> int:
     """Return the multiply-accumulates of one input: floating-point operations by `torch.utils.flop_counter`, halved, over the batch `example [N, ...]`.
+
+    `ask` says how the model is asked about the batch where it takes more than `example`, as a graph network takes edges.
 
     Counted are matrix products, convolutions (also transposed) and attention, and what `_more_ops` adds; element-wise work, normalisation,
     pooling, softmax and look-ups are not. The model runs once in evaluation mode without a gradient, and every module's mode is put back.
@@ -69,7 +71,7 @@ def macs(model: "nn.Module", example: "Tensor") -> int:
         torch.backends.mha.set_fastpath_enabled(False)  # the fused transformer layer hides its products from the counter
         model.eval()
         with torch.no_grad(), counter:
-            model(example)
+            model(example) if ask is None else ask(model)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes:

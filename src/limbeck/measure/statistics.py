@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from limbeck.core.errors import DataError, MismatchError
 
-__all__ = ["Interval", "McNemar", "Ratio", "bootstrap_ratio", "mcnemar", "paired_t", "wilson"]
+__all__ = ["Interval", "McNemar", "Ratio", "bootstrap_ratio", "holm", "mcnemar", "paired_p", "paired_t", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,41 @@ def paired_t(differences: ArrayLike, confidence: float = 0.95) -> Interval:
     mean, n = float(values.mean()), len(values)
     reach = float(stdtrit(n - 1, (1 + _confidence(confidence)) / 2)) * float(values.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - reach, mean + reach, n)
+
+
+def paired_p(differences: ArrayLike) -> float:
+    """Return the two-sided p of Student's paired test that the mean of the differences `[n]` is zero: 2 P(T(n-1) > |mean| sqrt(n) / s).
+
+    One where all differences are zero, zero where they are all alike otherwise.
+
+    Raises:
+        DataError: fewer than two differences, or one that is not finite.
+
+    >>> round(paired_p([1.0, 2.0, 3.0]), 4)
+    0.0742
+    """
+    from scipy.special import stdtr
+
+    values = _finite("differences", differences, 2)
+    mean, n, spread = abs(float(values.mean())), len(values), float(values.std(ddof=1))
+    if spread == 0:
+        return 1.0 if mean == 0 else 0.0
+    return 2 * float(stdtr(n - 1, -mean * math.sqrt(n) / spread))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for there being several, in the order given: max over the smaller ones of (m - rank) p, at most 1.
+
+    Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, highest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 def _yes_or_no(name: str, values: ArrayLike) -> np.ndarray:

@@ -40,10 +40,11 @@ class _Block(nn.Module):
         if (stride, channels) != (1, width):
             projection = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
             self.shortcut = projection if shortcut == "B" else _Pad(channels, width, stride)
+        self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
+        return self.act(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -55,7 +56,8 @@ class ResNet(nn.Module):
     `depth: 32, width: 4` (7,433,860). Left alone, `shortcut` and `stem` follow the first family at width 1 and the second above. The narrow networks of the
     second family have option B too: `shortcut: B`.
 
-    Stage ends: `layer1 [N, 16w, H, W]`, `layer2 [N, 32w, H/2, W/2]`, `layer3 [N, 64w, H/4, W/4]`, after the ReLU; `pool [N, 64w]`, `head [N, C]`.
+    Stage ends: `layer1 [N, 16w, H, W]`, `layer2 [N, 32w, H/2, W/2]`, `layer3 [N, 64w, H/4, W/4]`, after the ReLU; `pool [N, 64w]`, `head [N, C]`. What enters
+    the ReLU that ends block k of a stage, k from 0, is read as `layer1.k.act:in`; a stage before its ReLU is that of its last block.
 
     Args:
         depth: layers with weights, 6n+2: 8, 14, 20, 32, 44, 56, 110.

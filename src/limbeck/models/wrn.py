@@ -17,6 +17,7 @@ class _Block(nn.Module):
     def __init__(self, channels: int, width: int, stride: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU()
         self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -24,7 +25,7 @@ class _Block(nn.Module):
         self.shortcut = None if (stride, channels) == (1, width) else nn.Conv2d(channels, width, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.norm1(x))
+        active = self.act(self.norm1(x))
         inner = self.conv2(self.dropout(F.relu(self.norm2(self.conv1(active)))))
         return inner + (x if self.shortcut is None else self.shortcut(active))
 
@@ -33,7 +34,8 @@ class WRN(nn.Module):
     """A wide residual network: a 3x3 stem of 16 channels, three stages of n pre-activated blocks with 16k, 32k, 64k channels, global average, linear head.
 
     At 100 classes WRN-16-2 has 703,284 parameters, WRN-40-1 569,780, WRN-40-2 2,255,156. Stage ends: `layer1 [N, 16k, H, W]`, `layer2 [N, 32k, H/2, W/2]`,
-    `layer3 [N, 64k, H/4, W/4]`, before the batch norm and ReLU of what follows; `norm`, the last of these; `pool [N, 64k]`, `head [N, C]`.
+    `layer3 [N, 64k, H/4, W/4]`, before the batch norm and ReLU of what follows; `norm`, the last of these; `pool [N, 64k]`, `head [N, C]`. What enters
+    that ReLU, normalised, is read as `layer2.0.act:in` for layer1, `layer3.0.act:in` for layer2 and `norm.act:in` for layer3.
 
     Args:
         depth: layers with weights, 6n+4: 10, 16, 22, 28, 40.
@@ -56,7 +58,8 @@ class WRN(nn.Module):
         self.layer1 = self._stage(blocks, 16, 16 * width, 1, dropout)
         self.layer2 = self._stage(blocks, 16 * width, 32 * width, 2, dropout)
         self.layer3 = self._stage(blocks, 32 * width, 64 * width, 2, dropout)
-        self.norm = nn.Sequential(nn.BatchNorm2d(64 * width), nn.ReLU())
+        self.norm = nn.Sequential(nn.BatchNorm2d(64 * width))
+        self.norm.add_module("act", nn.ReLU())
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(64 * width, classes)
         for module in self.modules():

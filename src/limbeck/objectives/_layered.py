@@ -28,12 +28,12 @@ class Layered(Objective):
 
     wish: ClassVar[Wish] = "stages"
     """Which layers `auto` pairs."""
-    reads_modules: ClassVar[bool] = False
 
     def __init__(self, layers: Layers) -> None:
         super().__init__()
-        if layers != "auto" and not layers:
-            raise RecipeError(f"{type(self).__name__} has no layers to match: write layers: {{layer2: layer2}} (student: teacher), or layers: auto")
+        if layers != "auto" and not (isinstance(layers, dict) and layers):
+            told = f"cannot match the layers {layers!r}" if layers else "has no layers to match"
+            raise RecipeError(f"{type(self).__name__} {told}: write layers: {{layer2: layer2}} (student: teacher), or layers: auto")
         self.layers: Layers = layers
         self._pairs: list[tuple[str, str]] = [] if layers == "auto" else [(str(ours), str(theirs)) for ours, theirs in layers.items()]
         self._shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] | None = None
@@ -47,7 +47,9 @@ class Layered(Objective):
             return
         ours, theirs = student.shapes, given(self, teacher).shapes
         self._pairs = pair(self.wish, ours, theirs, student.main.classes, type(self).__name__)
-        self.said = tuple(f"{type(self).__name__} pairs {one} {list(_at(ours, one))} with {other} {list(_at(theirs, other))}" for one, other in self._pairs)
+        self.said = tuple(
+            f"{type(self).__name__} pairs the student's {_told(one, ours)} with the teacher's {_told(other, theirs)}" for one, other in self._pairs
+        )
 
     @property
     def pairs(self) -> Sequence[tuple[str, str]]:
@@ -61,6 +63,7 @@ class Layered(Objective):
         return Needs(student=Reads(none, frozenset(ours for ours, _ in self.pairs)), teacher=Reads(none, frozenset(theirs for _, theirs in self.pairs)))
 
     def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
+        self._check_rows(student, given(self, teacher))
         found = list(self.matched(student, teacher))
         shapes = [(tuple(ours.shape[1:]), tuple(theirs.shape[1:])) for ours, theirs in found]
         if self._shapes is None:
@@ -69,6 +72,17 @@ class Layered(Objective):
         elif shapes != self._shapes:
             bound, now = (" and ".join(f"{list(ours)} (student), {list(theirs)} (teacher)" for ours, theirs in them) for them in (self._shapes, shapes))
             raise MismatchError(f"{type(self).__name__} was bound to features {bound}, not to {now}: make a new one")
+
+    def _check_rows(self, student: Knowledge, teacher: Knowledge) -> None:
+        """Refuse layers whose first axis is not that of the predictions, where these are known."""
+        for side, said, paths in (("student", student, [one for one, _ in self.pairs]), ("teacher", teacher, [other for _, other in self.pairs])):
+            for path in paths if "main" in said.outputs else ():
+                shape, examples = list(said.feature(path).shape), len(said.main.logits)
+                if not shape or shape[0] != examples:
+                    raise MismatchError(
+                        f"{type(self).__name__}: the {side}'s {path!r} gives {shape} for {examples} examples, which must come first: "
+                        "name another layer, or build the model with batch_first=True"
+                    )
 
     @abstractmethod
     def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -84,5 +98,6 @@ class Layered(Objective):
             yield (one, other) if student.mask is None or not self.batchwise else (one[student.mask], other[student.mask])
 
 
-def _at(shapes: Mapping[str, tuple[int, ...]], path: str) -> tuple[int, ...]:
-    return shapes.get(path, ())
+def _told(path: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """A layer and the shape that it gives, without the batch."""
+    return f"{path} {list(shapes[path][1:])}" if path in shapes else path

@@ -155,13 +155,23 @@ def _needs(slot: str, part: Any) -> Iterator[str]:
     if any(option.required for option in lookup.options(part).values()):
         yield "what its options name"
         return
-    made = part()
+    try:
+        made = part()
+    except RecipeError:  # one or another option must say what to match
+        yield "what its options name"
+        return
+    if made.undecided:
+        yield "the layers that `layers` names, of student and teacher; auto chooses them"
+        return
     for side, reads in (("student", made.needs.student), ("teacher", made.needs.teacher)):
         if reads is not None:
             read = [f"output {one}" for one in sorted(reads.outputs)] + [f"feature {one}" for one in sorted(reads.features)]
+            read += ["gradient of the loss by the input"] if reads.input_gradient else []
             yield f"the {side}'s {', '.join(read)}"
     if made.needs.labels:
         yield "labels"
+    if made.needs.ids:
+        yield "ids"
 
 
 def _shown_default(value: Any) -> str:

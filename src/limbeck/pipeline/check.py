@@ -9,16 +9,17 @@ import torch
 from torch import nn
 
 from limbeck.core import lookup
-from limbeck.core.errors import DataError, StorageError
+from limbeck.core.errors import DataError, MismatchError, StorageError
 from limbeck.core.events import Listener, Note, silent
 from limbeck.core.files import storage
-from limbeck.core.objective import Objective
-from limbeck.core.scheme import Scheme
+from limbeck.core.objective import Term
 from limbeck.core.task import Task
 from limbeck.engine.loop import optimizers, steps_per_epoch
 from limbeck.engine.runtime import Runtime
 from limbeck.measure.size import parameters
 
+from .learnt import objectives_of
+from .modules import inputs_of
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe
 from .resolve import graph_part, make_model, make_scheme, make_tasks, model_spec
 from .stages import micro_batch
@@ -58,9 +59,15 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
             if isinstance(stage, TrainStage):
                 runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
                 models[name] = models[stage.init] if stage.init else make_model(model_spec(stage.model, tasks[name].facts()))  # pyright: ignore[reportArgumentType]
-                said.append(f"stage {name}: {_trains(recipe, name, stage, tasks[name], models, listener)} on {spec.devices} x {runtime.fabric.device.type}")
+                first, *more = _trains(recipe, name, stage, tasks[name], models, listener)
+                said += [f"stage {name}: {first} on {spec.devices} x {runtime.fabric.device.type}", *(f"stage {name}: {line}" for line in more)]
             elif isinstance(stage, ExportStage):
                 part = graph_part("export", stage.format)
+                if len(inputs := inputs_of(models[stage.of])) > 1:
+                    raise MismatchError(
+                        f"stage {name} exports {stage.of}, a {type(models[stage.of]).__name__} that takes {', '.join(inputs)}, and an exported file takes one "
+                        "input: leave the stage out, or export a model that takes the input alone"
+                    )
                 lookup.build("export", part.kind, part.options)
                 said.append(f"stage {name}: {stage.of} as {part.kind}")
             elif isinstance(stage, QuantizeStage):
@@ -70,8 +77,8 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
     return said
 
 
-def _trains(recipe: Recipe, name: str, stage: TrainStage, task: Task, models: Mapping[str, nn.Module], listener: Listener) -> str:
-    """Bind a training stage's scheme with one real batch, as training will, and say what it comes to."""
+def _trains(recipe: Recipe, name: str, stage: TrainStage, task: Task, models: dict[str, nn.Module], listener: Listener) -> list[str]:
+    """Bind a training stage's scheme with one real batch, as training will, and say what it comes to; its model is what the stage would ship."""
     transfer = lookup.build("transfer", stage.transfer.kind, stage.transfer.options)
     loader = transfer.loader(task, batch_size=micro_batch(stage, recipe.runtime.devices), seed=recipe.seed)
     teachers = [models[one] for one in stage.teacher.stages] if isinstance(stage, DistillStage) else []
@@ -81,14 +88,14 @@ def _trains(recipe: Recipe, name: str, stage: TrainStage, task: Task, models: Ma
     scheme = make_scheme(stage, models[name], teachers, task, task.facts(), first)
     optimizers(scheme, stage)
     steps = steps_per_epoch(loader, stage)
-    shares = stage.accumulate * recipe.runtime.devices
-    if shares > 1 and (batchwise := _batchwise(scheme)):
-        listener(Note(f"{', '.join(batchwise)} compare examples within a batch: {shares} micro-batches change what they mean", name, loud=True))
-    return f"{stage.kind} {parameters(models[name]):,} parameters for {stage.epochs} epochs of {steps} steps"
-
-
-def _batchwise(scheme: Scheme) -> list[str]:
-    return [type(module).__name__ for module in scheme.modules() if isinstance(module, Objective) and module.batchwise]
+    for term in (module for module in scheme.modules() if isinstance(module, Term) and module.objective.batchwise):
+        shares = stage.accumulate * (1 if term.gather else recipe.runtime.devices)
+        if shares > 1:
+            told = f"{type(term.objective).__name__} compares examples within a batch: {shares} micro-batches change what it means"
+            listener(Note(told if term.gather or stage.accumulate > 1 else f"{told}; gather: true compares those of all devices", name, loud=True))
+    models[name] = scheme.shipped()["student"]
+    decided = dict.fromkeys(line for objective in objectives_of(scheme) for line in objective.said)
+    return [f"{stage.kind} {parameters(models[name]):,} parameters for {stage.epochs} epochs of {steps} steps", *decided]
 
 
 def check_room(out: Path) -> None:

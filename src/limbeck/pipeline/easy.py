@@ -37,7 +37,11 @@ __all__ = ["Result", "distill"]
 
 @dataclass(frozen=True)
 class Result:
-    """A distilled student, the very module that was given; what was measured of it; the log of every epoch; and its artifact, where one was asked for."""
+    """A distilled student; what was measured of it; the log of every epoch; and its artifact, where one was asked for.
+
+    The student is the very module that was given, but for an objective that puts a part of the teacher into what ships (`feature.simkd`): then it is a new
+    module that shares the given one's parameters.
+    """
 
     student: nn.Module
     metrics: dict[str, Any]
@@ -118,11 +122,12 @@ def distill(
     scheme: Scheme = lookup.build("schemes", "offline", {}, student, asked, chosen, task, _first(loader, "train"), task.facts())
     for module in scheme.children():
         module.to(runtime.device)
+    shipped = scheme.shipped()["student"]
     if out is None:
         fitted = fit(scheme, task, loader, plan, runtime, listener=listener, stage="student")
-        choose(scheme.shipped()["student"], fitted, plan)
-        metrics = training_metrics(fitted) | {"parameters": parameters(student)}
-        return Result(student, metrics | _tested(task, student, asked, runtime.device), fitted.history, None)
+        choose(shipped, fitted, plan)
+        metrics = training_metrics(fitted) | {"parameters": parameters(shipped)}
+        return Result(shipped, metrics | _tested(task, shipped, asked, runtime.device), fitted.history, None)
     folder = Path(out)
     with lock(folder):
         sweep(folder)
@@ -131,11 +136,11 @@ def distill(
         fitted = fit(scheme, task, loader, plan, runtime, work=work, listener=listener, stage="student")
         how = {"builder": None, "class": f"{type(student).__module__}.{type(student).__qualname__}"}
         told = Publication(folder / "student", "student", key, known, "")
-        metrics = publish_module(told, plan, task, scheme.shipped()["student"], how, fitted, work.checkpoints, runtime.device)
-        metrics |= _tested(task, student, asked, runtime.device)
+        metrics = publish_module(told, plan, task, shipped, how, fitted, work.checkpoints, runtime.device)
+        metrics |= _tested(task, shipped, asked, runtime.device)
         artifact = Artifact.open(folder / "student")
         artifact.add_metrics(metrics)
-    return Result(student, metrics, fitted.history, artifact)
+    return Result(shipped, metrics, fitted.history, artifact)
 
 
 def _plan(epochs: int | None, training: Training | Mapping[str, Any] | None) -> Training:
@@ -224,9 +229,10 @@ def _tested(task: Task, student: nn.Module, teacher: Teacher, device: torch.devi
         return {}
     answers: list[Tensor] = []
 
-    def ask(inputs: Tensor) -> Tensor:
-        answers.append(teacher({"input": inputs}).main.logits.float().cpu())
-        return task.forward(student, {"input": inputs}).main.logits
+    def ask(batch: Batch) -> Knowledge:
+        theirs, said = teacher(batch).main.logits.float(), task.forward(student, batch)
+        answers.append((theirs if said.mask is None else theirs[said.mask]).cpu())
+        return said
 
     said = predict(ask, task, "test", device=device)
     theirs = torch.cat(answers)

@@ -13,7 +13,7 @@ from limbeck.core.files import digest, read_json, write_json
 from limbeck.measure.latency import ModelFile, measure_files
 from limbeck.measure.machine import machine
 
-from .modules import load_module
+from .modules import inputs_of, load_module
 from .recipe import ExportStage, Recipe
 
 __all__ = ["measured"]
@@ -28,7 +28,8 @@ _FIGURES = (
 def measured(recipe: Recipe, out: Path, digests: Mapping[str, str], listener: Listener) -> None:
     """Write `measurement.json`, and each artifact's figures; what was measured already on this machine, of the same files, stands.
 
-    A trained module that the recipe does not export itself is measured through an ONNX file made for the purpose.
+    A trained module that the recipe does not export itself is measured through an ONNX file made for the purpose; one that takes more than one input, such as
+    a graph network, cannot be exported, and a note says that it is not measured.
     """
     if not recipe.measure.latency:
         (out / "measurement.json").unlink(missing_ok=True)
@@ -40,19 +41,31 @@ def measured(recipe: Recipe, out: Path, digests: Mapping[str, str], listener: Li
     found: dict[str, Any] = read_json(file) if file.is_file() else {}
     if found.get("key") != key:
         listener(StageStarted("measurement", "measure"))
-        found = _measure(recipe, out, artifacts) | {"key": key}
+        found = _measure(recipe, out, artifacts, listener) | {"key": key}
+        if not found["models"]:
+            file.unlink(missing_ok=True)
+            return
         for text in found["notes"]:
             listener(Note(text, "measurement", loud="busy" in text))
         write_json(file, found)
     for name, artifact in artifacts.items():  # also one that was made again since, to the same bits
-        figures = {figure: found["models"][name][figure] for figure in _FIGURES if figure in found["models"][name]}
+        told = found["models"].get(name, {})
+        figures = {figure: told[figure] for figure in _FIGURES if figure in told}
         if not figures.keys() <= artifact.metrics.keys():
             artifact.add_metrics(figures)
 
 
-def _measure(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+def _measure(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], listener: Listener) -> dict[str, Any]:
     """Measure each file once, and give every stage that it stands for its figures."""
-    paths = {name: _file(recipe, out, artifacts, name) for name in recipe.stages}
+    paths: dict[str, Path] = {}
+    for name in recipe.stages:
+        path = _file(recipe, out, artifacts, name)
+        if isinstance(path, str):
+            listener(Note(path, name))
+        else:
+            paths[name] = path
+    if not paths:
+        return {"models": {}}
     first = {path: name for name, path in reversed(paths.items())}
     files = {name: ModelFile(path, tuple(artifacts[name].spec["in_shape"])) for path, name in reversed(first.items())}
     how = recipe.measure
@@ -62,8 +75,8 @@ def _measure(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact]) -> di
     return found
 
 
-def _file(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], name: str) -> Path:
-    """Return the file that stands for a stage's model: its own, the one that an export stage made of it, or one made now."""
+def _file(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], name: str) -> Path | str:
+    """Return the file that stands for a stage's model: its own, the one that an export stage made of it, or one made now; or why there can be none."""
     artifact = artifacts[name]
     if artifact.kind == "graph":
         return artifact.model_file
@@ -71,7 +84,11 @@ def _file(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], name: st
         if isinstance(stage, ExportStage) and stage.of == name:
             return artifacts[other].model_file
     path = out / "cache" / "measured" / f"{name}-{artifact.digest[:12]}.onnx"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lookup.build("export", "onnx", {}).export(load_module(artifact), torch.zeros(2, *artifact.spec["in_shape"]), path)
+    if path.is_file():
+        return path
+    model = load_module(artifact)
+    if len(inputs := inputs_of(model)) > 1:
+        return f"its latency is not measured: a {type(model).__name__} takes {', '.join(inputs)}, and an exported file one input"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lookup.build("export", "onnx", {}).export(model, torch.zeros(2, *artifact.spec["in_shape"]), path)
     return path

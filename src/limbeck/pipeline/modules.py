@@ -1,5 +1,6 @@
 """From an artifact back to something that answers."""
 
+import inspect
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,7 +13,7 @@ from limbeck.core.errors import ArtifactError
 
 from .resolve import make_model
 
-__all__ = ["Graph", "load", "load_module", "read_tensors"]
+__all__ = ["Graph", "inputs_of", "load", "load_module", "read_tensors"]
 
 
 class Graph(nn.Module):
@@ -25,6 +26,12 @@ class Graph(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return onnx_runtime.run(self._session, inputs)
+
+
+def inputs_of(model: nn.Module) -> list[str]:
+    """Return what a model's forward pass must be given, by name: one input for what can be exported, more for a graph network, say."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [one.name for one in parameters if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from limbeck.core.artifact import Kind, seal
 from limbeck.core.files import atomic_folder, storage, write_json
-from limbeck.core.task import Task
+from limbeck.core.knowledge import Knowledge
+from limbeck.core.task import Batch, Task
 from limbeck.engine import checkpoint
 from limbeck.engine.evaluate import predict
 from limbeck.engine.loop import Fit
@@ -21,7 +23,7 @@ from limbeck.engine.plan import Training
 from limbeck.measure.fidelity import fidelity
 from limbeck.measure.size import macs, parameters
 
-__all__ = ["Publication", "choose", "publish_module", "real_inputs", "seal_with_proof", "training_metrics"]
+__all__ = ["Publication", "choose", "publish_module", "real_batch", "real_inputs", "seal_with_proof", "training_metrics"]
 
 GOLDEN = 8
 """How many inputs and answers an artifact keeps as its golden ones."""
@@ -64,12 +66,9 @@ def publish_module(
     """Write a trained module's artifact; `how` says how to rebuild it, `state` holds the checkpoints. The chosen weights stay loaded; returns the metrics."""
     facts = task.facts()
     best, last = choose(model, fitted, plan)
-    example = real_inputs(task, 1, device)
-    metrics = training_metrics(fitted) | {"parameters": parameters(model), "macs": macs(model, example)}
-
-    def answer(inputs: Tensor) -> Tensor:
-        return task.forward(model, {"input": inputs}).main.logits
-
+    example = real_batch(task, 1, device)
+    operations = macs(model, example["input"], ask=lambda asked: task.forward(asked, example))
+    metrics = training_metrics(fitted) | {"parameters": parameters(model), "macs": operations}
     with atomic_folder(told.target) as folder:
         with storage(folder):
             save_file(best, folder / "best.safetensors")
@@ -80,18 +79,16 @@ def publish_module(
             assert newest is not None, "a finished training has a checkpoint"
             shutil.copytree(newest, folder / "checkpoint" / newest.name)
         seen = {"in_shape": list(facts.in_shape), "classes": facts.classes, "class_names": list(facts.class_names), "preprocess": dict(facts.preprocess)}
-        seal_with_proof(told, folder, task, answer, "module", "model.safetensors", {**how, **seen}, metrics, device)
+        seal_with_proof(told, folder, task, partial(task.forward, model), "module", "model.safetensors", {**how, **seen}, metrics, device)
     return metrics
 
 
 def seal_with_proof(
-    told: Publication, folder: Path, task: Task, answer: Callable[[Tensor], Tensor], kind: Kind, model: str, spec: Mapping[str, Any],
+    told: Publication, folder: Path, task: Task, answer: Callable[[Batch], Knowledge], kind: Kind, model: str, spec: Mapping[str, Any],
     metrics: dict[str, Any], device: torch.device | None = None,
 ) -> None:  # fmt: skip
     """Open the test split, once; keep golden answers; write lineage, recipe and manifest. What is found is added to `metrics`."""
-    inputs = real_inputs(task, GOLDEN, device)
-    with torch.no_grad():
-        save_file({"inputs": inputs.cpu().contiguous(), "outputs": answer(inputs).float().cpu().contiguous()}, folder / "golden.safetensors")
+    save_file(_golden(real_batch(task, GOLDEN, device), answer), folder / "golden.safetensors")
     if "test" in task.splits():
         said = predict(answer, task, "test", device=device)
         save_file({"logits": said.logits.contiguous(), "labels": said.labels.contiguous(), "ids": said.ids.contiguous()}, folder / "predictions.safetensors")
@@ -102,11 +99,36 @@ def seal_with_proof(
     seal(folder, name=told.name, kind=kind, model=model, stage_hash=told.stage_hash, spec=spec, metrics=metrics)
 
 
-def real_inputs(task: Task, count: int, device: torch.device | None = None) -> Tensor:
-    """Return the first inputs of the training split's first epoch `[count, ...]`, all there are where there are fewer."""
+@torch.no_grad()
+def _golden(batch: Batch, answer: Callable[[Batch], Knowledge]) -> dict[str, Tensor]:
+    """A few inputs and the model's answers; of a batch that cannot be cut, such as a graph, the first predictions' ids in the place of inputs."""
+    said = answer(batch)
+    outputs = said.main.logits.float()
+    if _divisible(batch):
+        kept = {"inputs": batch["input"], "outputs": outputs}
+    else:
+        rows = torch.arange(len(outputs)) if said.mask is None else said.mask.nonzero().flatten().cpu()
+        kept = {"ids": batch["id"].cpu()[rows[:GOLDEN]], "outputs": outputs.cpu()[rows[:GOLDEN]]}
+    return {name: value.cpu().contiguous() for name, value in kept.items()}
+
+
+def _divisible(batch: Batch) -> bool:
+    """Whether every field has a row for each input, so that any rows of a batch are a batch."""
+    return all(field.shape[:1] == batch["input"].shape[:1] for field in batch.values())
+
+
+def real_batch(task: Task, count: int, device: torch.device | None = None) -> Batch:
+    """Return the first `count` examples of the training split's first epoch, all there are where there are fewer; a batch that cannot be cut comes whole."""
     wanted, found = min(count, task.facts().examples), []
     for raw in task.loader("train", batch_size=wanted, device=device).batches(0):
-        found.append(task.batch(raw)["input"])
-        if sum(len(one) for one in found) >= wanted:
+        found.append(task.batch(raw))
+        if not _divisible(found[0]):
+            return found[0]
+        if sum(len(one["input"]) for one in found) >= wanted:
             break
-    return torch.cat(found)[:wanted]
+    return {name: torch.cat([one[name] for one in found])[:wanted] for name in found[0]}
+
+
+def real_inputs(task: Task, count: int) -> Tensor:
+    """Return the inputs of `real_batch` `[count, ...]`, those of a whole batch cut to `count` too."""
+    return real_batch(task, count)["input"][:count]

@@ -40,6 +40,8 @@ class ObjectiveSpec(Part):
     """An objective and its weight."""
 
     weight: Number = Field(default=1.0, description="of this objective in the sum; a number, or a schedule")
+    gather: bool = Field(default=False, description="compare the examples of all devices, for objectives that compare examples")
+    init: str | None = Field(default=None, description="an earlier stage whose objective of this kind has learnt what this one begins with")
 
 
 class TeacherSpec(Part):
@@ -144,7 +146,8 @@ def task_of(recipe: Recipe, name: str) -> Part:
 def parents(stage: TrainStage | DistillStage | ExportStage | QuantizeStage) -> list[str]:
     """Return the stages that a stage takes something from."""
     if isinstance(stage, TrainStage):
-        return ([stage.init] if stage.init else []) + (stage.teacher.stages if isinstance(stage, DistillStage) else [])
+        taken = [stage.init, *(one.init for one in stage.objectives)]
+        return list(dict.fromkeys([one for one in taken if one] + (stage.teacher.stages if isinstance(stage, DistillStage) else [])))
     return [stage.of]
 
 
@@ -303,6 +306,8 @@ def _validate(tree: dict[str, Any]) -> Recipe:
                     f"stage {name!r} needs either `model` (a fresh one) or `init` (an earlier stage's), not {'both' if stage.model else 'neither'}"
                 )
             for objective in stage.objectives:
+                if objective.init is not None and not isinstance(recipe.stages[objective.init], TrainStage):
+                    raise RecipeError(f"{objective.kind} of stage {name!r} takes over what {objective.init!r} learnt, and that stage trains nothing")
                 check_number(f"the weight of {objective.kind} in stage {name!r}", objective.weight, positive=False)
         takes = "graph" if isinstance(stage, QuantizeStage) else "module"
         for parent in parents(stage):

@@ -16,6 +16,7 @@ from limbeck.core.scheme import Scheme
 from limbeck.core.task import Batch, Facts, Task
 from limbeck.core.teacher import Teacher
 
+from .learnt import grafted
 from .recipe import DistillStage, ExportStage, Part, QuantizeStage, Recipe, TrainStage, task_of
 
 __all__ = ["full", "graph_part", "make_model", "make_scheme", "make_tasks", "model_spec", "stage_hashes"]
@@ -51,8 +52,12 @@ def model_spec(part: Part, facts: Facts) -> dict[str, Any]:
 
 
 def make_model(spec: Mapping[str, Any]) -> nn.Module:
-    """Build a model from its spec, with fresh weights."""
-    return lookup.build("models", spec["builder"], spec["options"], in_shape=tuple(spec["in_shape"]), classes=spec["classes"])
+    """Build a model from its spec, with fresh weights, and graft onto it what objectives put there."""
+    shape, classes = tuple(spec["in_shape"]), spec["classes"]
+    model = lookup.build("models", spec["builder"], spec["options"], in_shape=shape, classes=classes)
+    for told in spec.get("grafts", ()):
+        model = grafted(model, make_model(told["teacher"]), told, Facts(shape, classes, tuple(str(one) for one in range(classes)), 1))
+    return model
 
 
 def graph_part(slot: str, method: str | Part) -> Part:
@@ -69,7 +74,7 @@ def make_scheme(stage: TrainStage, student: nn.Module, teachers: list[nn.Module]
     """
     if stage.early_stopping and "validation" not in task.splits():
         raise MismatchError("early_stopping watches the validation split, and there is none: set the task's `validation` above 0, or leave early_stopping out")
-    terms = [Term(lookup.build("objectives", spec.kind, spec.options), spec.weight) for spec in stage.objectives]
+    terms = [Term(lookup.build("objectives", spec.kind, spec.options), spec.weight, gather=spec.gather) for spec in stage.objectives]
     teacher: Teacher | None = None
     if isinstance(stage, DistillStage):
         several = not isinstance(stage.teacher.of, str)
@@ -98,7 +103,11 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
         told |= {"training": plain, "transfer": full("transfer", stage.transfer), "scheme": full("schemes", stage.scheme)}
         told["model"] = full("models", stage.model) if stage.model is not None else digests[str(stage.init)]
         told["objectives"] = [
-            full("objectives", Part(kind=spec.kind, **spec.options)) | {"weight": pydantic_core.to_jsonable_python(spec.weight)} for spec in stage.objectives
+            full("objectives", Part(kind=spec.kind, **spec.options))
+            | {"weight": pydantic_core.to_jsonable_python(spec.weight)}
+            | ({"gather": True} if spec.gather else {})
+            | ({"init": digests[spec.init]} if spec.init else {})
+            for spec in stage.objectives
         ]
         kinds += [spec.kind for spec in stage.objectives] + [stage.transfer.kind, stage.scheme.kind]
         kinds += [stage.model.kind] if stage.model is not None else []

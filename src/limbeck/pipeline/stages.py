@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from limbeck.engine.runtime import Runtime
 from limbeck.export import Tolerance, parity
 from limbeck.measure.size import file_bytes
 
-from .modules import load_module, read_tensors
+from .learnt import graft_spec, objectives_of, take_over
+from .modules import Graph, load_module, read_tensors
 from .publish import Publication, publish_module, real_inputs, seal_with_proof
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage
 from .resolve import graph_part, make_model, make_scheme, make_tasks, model_spec
@@ -100,9 +102,16 @@ def _train(runtime: Runtime, job: Job, listener: Listener) -> None:
     for teacher in teachers:
         teacher.to(runtime.device)
     scheme = make_scheme(stage, student, teachers, task, task.facts(), example)
+    sources = {one.init: (job.recipe.stages[one.init], job.parent(one.init)) for one in stage.objectives if one.init}
+    told = take_over(scheme, stage.objectives, {name: (source, made) for name, (source, made) in sources.items() if isinstance(source, TrainStage)})
+    told += [line for objective in objectives_of(scheme) for line in objective.said]
+    if isinstance(stage, DistillStage) and (graft := graft_spec(scheme, stage.objectives, [job.parent(one) for one in stage.teacher.stages])):
+        how = {**how, "grafts": [*how.get("grafts", ()), graft]}
     seed_everything(seed + 1 + runtime.rank)
     if runtime.is_main:
         listener(StageStarted(job.name, stage.kind, stage.epochs * steps_per_epoch(loader, stage)))
+        for line in told:
+            listener(Note(line, job.name))
     watch = listener if runtime.is_main else _deaf
     work = Work(job.work, job.out / "logs" / job.name, job.recipe.runtime.tensorboard)
     result = fit(scheme, task, loader, stage, runtime, work=work, listener=watch, stage=job.name)
@@ -165,7 +174,7 @@ def _export(job: Job, stage: ExportStage, task: Task, listener: Listener) -> Non
         found.check(Tolerance(max_abs=stage.tolerance))
         metrics = {"file_bytes": file_bytes(path), "parameters": source.metrics["parameters"], "macs": source.metrics["macs"], **found.metrics()}
         spec = {**source.spec, "format": part.kind}
-        seal_with_proof(_publication(job), folder, task, lambda given: onnx_runtime.run(session, given), "graph", exporter.file, spec, metrics)
+        seal_with_proof(_publication(job), folder, task, partial(task.forward, Graph(path)), "graph", exporter.file, spec, metrics)
 
 
 def _quantize(job: Job, stage: QuantizeStage, task: Task, listener: Listener) -> None:
@@ -189,4 +198,4 @@ def _quantize(job: Job, stage: QuantizeStage, task: Task, listener: Listener) ->
             **found.metrics(),
         }
         spec = {**source.spec, "method": part.kind}
-        seal_with_proof(_publication(job), folder, task, lambda given: onnx_runtime.run(session, given), "graph", path.name, spec, metrics)
+        seal_with_proof(_publication(job), folder, task, partial(task.forward, Graph(path)), "graph", path.name, spec, metrics)

@@ -1,19 +1,24 @@
 """A finished teacher teaches one student."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.core.ask import ask
-from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
 from limbeck.core.knowledge import Knowledge, Reads
-from limbeck.core.objective import Objective, Term
+from limbeck.core.objective import Contest, Objective, Term
 from limbeck.core.schedule import at
 from limbeck.core.scheme import Losses, Scheme
 from limbeck.core.tap import check_paths
 from limbeck.core.task import Batch, Facts, Task, default_task
 from limbeck.core.teacher import Teacher, as_teacher
+
+from ._balance import Balance, GradientNorm
+from ._checks import check_apart, check_company, check_fields, named
+from ._contest import LastSaid, still, unmoved
 
 
 class Offline(Scheme):
@@ -26,8 +31,16 @@ class Offline(Scheme):
     `example`, a batch as the task's loader gives it, is needed where an objective builds a projector, so that `parameters()` holds it before an
     optimizer is made.
 
+    An objective that is a contest adds a player of its name, its opponent, and as many phases of it as it has rounds before the student's in each step. In
+    an opponent's phase the student answers in its present mode and without gradient, and its running statistics stay; rounds on one batch ask it once. A loop
+    of one's own steps the optimizer of each phase's player: `for phase in kd.phases: kd(batch, phase).loss.backward()`, and calls `kd.after_step()` at the end.
+
+    Args:
+        balance: gradient_norm, or a mapping with it as the kind and `every`, the forward passes of training between two measurements: hold the gradient of
+            each objective but the supervised one at `weight` times the supervised one's; weights sum the losses where it is left out.
+
     Raises:
-        RecipeError: no objective, or a layer that a model has not.
+        RecipeError: no objective, a layer that a model has not, or a balance without a supervised objective.
         MismatchError: teacher, student and objectives do not fit.
     """
 
@@ -39,19 +52,25 @@ class Offline(Scheme):
         task: Task | None = None,
         example: object | None = None,
         facts: Facts | None = None,
+        *,
+        balance: Literal["gradient_norm"] | GradientNorm | None = None,
     ) -> None:
         super().__init__()
-        _apart(teacher, student)
+        check_apart(teacher, student)
         self.student = student
         self.teacher = None if teacher is None else as_teacher(teacher)
-        self._terms = [one if isinstance(one, Term) else Term(one) for one in objectives]
-        self.terms = nn.ModuleList(self._terms)
+        self._terms = named(one if isinstance(one, Term) else Term(one) for one in objectives)
+        self.terms = nn.ModuleList(self._terms.values())
         self.task = default_task() if task is None else task
         if not self._terms:
             raise RecipeError("a scheme without objectives has nothing to learn: give one or more, such as response.kd")
+        how = GradientNorm() if balance == "gradient_norm" else balance
+        self.balance = None if how is None else Balance(how, list(self._terms.values()))
+        self._contests = {name: term.objective for name, term in self._terms.items() if isinstance(term.objective, Contest)}
+        self.phases = (*(name for name, contest in self._contests.items() for _ in range(contest.rounds)), "student")
+        self._last = LastSaid()
         self._facts = facts
         self._reads = Reads()
-        self._names = self._name_terms()
         self._bound = self._late = False
         if not self._undecided:
             self._prepare()
@@ -60,7 +79,7 @@ class Offline(Scheme):
 
     @property
     def _undecided(self) -> bool:
-        return any(term.objective.undecided for term in self._terms)
+        return any(term.objective.undecided for term in self._terms.values())
 
     def _choose(self, batch: Batch) -> None:
         """Let the objectives whose layers were left open choose them by what both models show."""
@@ -70,21 +89,14 @@ class Offline(Scheme):
         if self.teacher is not None:
             self.teacher.prepare(survey, self.task)
             teacher = self.teacher(batch, student)
-        for term in self._terms:
+        for term in self._terms.values():
             if term.objective.undecided:
                 term.objective.choose(student, teacher)
         self._prepare()
 
-    def _name_terms(self) -> list[str]:
-        names: list[str] = []
-        for term in self._terms:
-            count = sum(name.partition("#")[0] == term.name for name in names)
-            names.append(term.name if not count else f"{term.name}#{count + 1}")
-        return names
-
     def _prepare(self) -> None:
         teacher_reads: Reads | None = None
-        for name, term in zip(self._names, self._terms, strict=True):
+        for name, term in self._terms.items():
             needs = term.objective.needs
             self._reads |= needs.student
             if needs.teacher is None:
@@ -108,27 +120,15 @@ class Offline(Scheme):
         try:
             if self._undecided:
                 self._choose(batch)
-            self._check_fields(batch)
+            check_fields(self._terms, batch)
             student, teacher = self._ask(batch)
+            check_company(self._terms, _count(student))
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        for term in self._terms:
+        for term in self._terms.values():
             term.objective.bind(student, teacher, self.task, self._facts)
         self._bound, self._late = True, False
-
-    def _check_fields(self, batch: Batch) -> None:
-        for name, term in zip(self._names, self._terms, strict=True):
-            needs = term.objective.needs
-            if needs.labels and "label" not in batch:
-                raise MismatchError(f"the objective {name} needs labels and the batch has none (fields {', '.join(batch)}): leave it out, or give (x, y)")
-            if needs.ids and "id" not in batch:
-                raise MismatchError(
-                    f"the objective {name} needs to know which example is which and the batch has no field 'id' (fields {', '.join(batch)}): "
-                    'give mappings {"input": x, "label": y, "id": an int64 for each example}'
-                )
-            if missing := needs.fields - set(batch):
-                raise MismatchError(f"the objective {name} reads the field {sorted(missing)[0]!r} and the batch has {', '.join(batch)}")
 
     def _ask(self, batch: Batch) -> tuple[Knowledge, Knowledge | None]:
         if self.teacher is None or not self._asks_teacher:
@@ -136,13 +136,25 @@ class Offline(Scheme):
         if self.teacher.reads_student:
             student = self._ask_student(batch)
             return student, self.teacher(batch, student)
-        teacher = self.teacher(batch)
+        heard = self._last.recall(batch, self.student)
+        teacher = self.teacher(batch) if heard is None else heard[1]
         return self._ask_student(batch), teacher
 
     def _ask_student(self, batch: Batch) -> Knowledge:
         return ask(self.student, batch, self._reads, self.task, side="student")
 
+    def _overheard(self, batch: Batch) -> tuple[Knowledge, Knowledge | None]:
+        """What student and teacher say for an opponent to hear: without a gradient, and leaving no trace in the student's buffers."""
+        said = self._last.recall(batch, self.student)
+        if said is None:
+            with torch.no_grad(), unmoved(self.student):
+                said = self._ask(batch)
+            self._last.keep(batch, self.student, said)
+        return said
+
     def forward(self, batch: object, phase: str = "student") -> Losses:
+        if phase not in self.phases:
+            raise RecipeError(f"the scheme has no phase {phase!r}{did_you_mean(phase, self.phases)}")
         read = self.task.batch(batch)
         if not self._bound:
             before = sum(1 for _ in self.parameters())
@@ -150,45 +162,67 @@ class Offline(Scheme):
             self._late = sum(1 for _ in self.parameters()) != before
         if self._late:
             raise MismatchError("an objective builds a projector, which the optimizer must hold from the start: give the scheme `example=` a batch")
-        student, teacher = self._ask(read)
-        mask = student.mask
-        logits = student.main.logits
-        count = logits.new_tensor(float(logits[..., 0].numel()), dtype=torch.float32) if mask is None else mask.sum(dtype=torch.float32)
-        total: Tensor | None = None
-        parts: dict[str, Tensor] = {}
-        for name, term in zip(self._names, self._terms, strict=True):
-            each = term(student, teacher, read)
-            if term.objective.batchwise:
-                summed = each * count
-            elif mask is None:
-                summed = each.sum()
-            else:
-                summed = torch.where(mask, each, each.new_zeros(())).sum()
-            parts[name] = summed.detach()
-            weighted = at(term.weight, term.objective.clock) * summed
-            total = weighted if total is None else total + weighted
-        assert total is not None
-        return Losses({"student": total}, count, parts)
+        if phase != "student":
+            return self._opponents_loss(read, phase)
+        with still(self._opponents()):
+            return self._students_loss(read)
+
+    def _opponents_loss(self, batch: Batch, name: str) -> Losses:
+        term = self._terms[name]
+        student, teacher = self._overheard(batch)
+        count = _count(student)
+        summed = _summed(term, term(student, teacher, batch, opposing=True), student, count)
+        return Losses({name: summed}, count, {f"{name}_opponent": summed.detach()})
+
+    def _students_loss(self, batch: Batch) -> Losses:
+        student, teacher = self._ask(batch)
+        self._last.drop()
+        count = _count(student)
+        sums = {name: _summed(term, term(student, teacher, batch), student, count) for name, term in self._terms.items()}
+        parts = {name: summed.detach() for name, summed in sums.items()}
+        factors = [at(term.weight, term.objective.clock) for term in self._terms.values()]
+        if self.balance is not None:
+            learning = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+            factors = self.balance(list(sums.values()), factors, count, learning)
+            parts |= {f"{name}_gradient_norm": norm * count for name, norm in zip(self._terms, self.balance.norms, strict=True)}
+        first, *rest = (factor * summed for factor, summed in zip(factors, sums.values(), strict=True))
+        return Losses({"student": sum(rest, start=first)}, count, parts)
+
+    def _opponents(self) -> list[nn.Parameter]:
+        return [parameter for contest in self._contests.values() for parameter in contest.opponent.parameters()]
 
     def players(self) -> dict[str, list[nn.Parameter]]:
-        return {"student": [parameter for parameter in self.parameters() if parameter.requires_grad]}
+        if self._contests and not self._bound:
+            raise MismatchError(f"the opponent {next(iter(self._contests))} is not built yet: give the scheme `example=` a batch")
+        theirs = {id(parameter) for parameter in self._opponents()}
+        opponents = {name: [one for one in contest.opponent.parameters() if one.requires_grad] for name, contest in self._contests.items()}
+        return {"student": [one for one in self.parameters() if one.requires_grad and id(one) not in theirs], **opponents}
 
     def shipped(self) -> dict[str, nn.Module]:
         student = self.student
-        for term in self._terms:
+        for term in self._terms.values():
             student = term.objective.graft(student)
         return {"student": student}
 
     def after_step(self) -> None:
+        self._last.drop()
         if self.teacher is not None:
             self.teacher.after_step(self.student)
+        for term in self._terms.values():
+            term.objective.after_step()
 
 
-def _apart(teacher: "nn.Module | Teacher | None", student: nn.Module) -> None:
-    """Refuse a bare module as the teacher that shares a parameter with its student: it would learn too, in silence."""
-    if teacher is None or isinstance(teacher, Teacher):
-        return
-    learns = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
-    shared = [name for name, parameter in teacher.named_parameters() if id(parameter) in learns]
-    if shared:
-        raise MismatchError(f"teacher and student share the parameter {shared[0]!r}, so that the teacher would learn too: give it copy.deepcopy of the model")
+def _count(student: Knowledge) -> Tensor:
+    """How many predictions are valid, a float32 scalar."""
+    logits, mask = student.main.logits, student.mask
+    return logits.new_tensor(float(logits[..., 0].numel()), dtype=torch.float32) if mask is None else mask.sum(dtype=torch.float32)
+
+
+def _summed(term: Term, each: Tensor, student: Knowledge, count: Tensor) -> Tensor:
+    """The loss of an objective, summed over the valid predictions."""
+    if term.objective.batchwise:
+        return each * count
+    if student.mask is not None:
+        return torch.where(student.mask, each, each.new_zeros(())).sum()
+    several = each.numel() != student.main.logits[..., 0].numel()  # one loss an example, where an example is several predictions
+    return each.mean() * count if several else each.sum()

@@ -1,8 +1,8 @@
 """A reader of pickles that admits plain containers and numpy arrays of numbers, and runs nothing.
 
-A pickle names what it wants called. Here the five names that rebuild an array stand for inert classes of ours, which write down what they are given, and any
-other name is refused before it is looked up. The array is then made from its checked shape, type and bytes: numpy's own `__setstate__`, which a hostile state
-can confuse, is never reached. A pickle that would make the reader's own tables larger than the file is refused as well.
+A pickle names what it wants called. Here the five names that rebuild an array, and those that a format adds, stand for inert classes of ours, which write
+down what they are given, and any other name is refused before it is looked up. The array is then made from its checked shape, type and bytes: numpy's own
+`__setstate__`, which a hostile state can confuse, is never reached. A pickle that would make the reader's own tables larger than the file is refused as well.
 """
 
 import io
@@ -10,8 +10,9 @@ import math
 import pickle
 import pickletools
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,11 @@ from limbeck.core.errors import DataError
 
 from ._idx import read_bytes
 
-__all__ = ["read_pickle"]
+__all__ = ["Admitted", "as_array", "read_object", "read_pickle"]
+
+_T = TypeVar("_T")
+Admitted = Mapping[tuple[str, str], type]
+"""(module, name) as a pickle has it -> the inert class that stands for it, whose `__setstate__` keeps a pickle from setting its attributes."""
 
 _BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, MemoryError, OverflowError, RecursionError)
 
@@ -95,14 +100,14 @@ _ADMITTED = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    def __init__(self, data: bytes, path: Path) -> None:
+    def __init__(self, data: bytes, path: Path, more: Admitted) -> None:
         super().__init__(io.BytesIO(data), encoding="bytes")
-        self._path = path
+        self._path, self._admitted = path, {**more, **_ADMITTED}
 
     def find_class(self, module: str, name: str, /) -> Any:
-        if (module, name) not in _ADMITTED:
+        if (module, name) not in self._admitted:
             raise DataError(f"{self._path} asks for {module}.{name}: only arrays and plain containers are read from a pickle, and nothing in it was run")
-        return _ADMITTED[module, name]
+        return self._admitted[module, name]
 
 
 def _check_opcodes(data: bytes) -> None:
@@ -113,25 +118,43 @@ def _check_opcodes(data: bytes) -> None:
             raise ValueError("a bytearray")
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a pickled dictionary whose values are plain containers or arrays, its keys as text.
+def as_array(value: object) -> npt.NDArray[Any]:
+    """Return an array that was read; what is none is a ValueError, which `read_object` turns into a DataError."""
+    if not isinstance(value, _Array):
+        raise ValueError(f"a {type(value).__name__} where an array should be")
+    return value.array()
+
+
+def read_object(path: Path, build: Callable[[Any], _T], more: Admitted | None = None) -> _T:
+    """Read a pickle and return what `build` makes of its content, whose arrays `as_array` makes.
 
     Raises:
-        DataError: a truncated or corrupt pickle, one that holds no dictionary, or one that asks for anything but arrays of numbers.
+        DataError: a truncated or corrupt pickle, content that `build` refuses, or a name that is neither an array's nor among `more`.
     """
     try:
         data = read_bytes(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "invalid escape sequence", DeprecationWarning)  # in the text of a damaged file
             _check_opcodes(data)
-            found = _ArraysOnly(data, path).load()
-        if isinstance(found, dict):
-            return {
-                key.decode("latin1") if isinstance(key, bytes) else str(key): value.array() if isinstance(value, _Array) else value
-                for key, value in found.items()
-            }
+            found = _ArraysOnly(data, path, more or {}).load()
+        return build(found)
     except DataError:
         raise
     except _BROKEN as error:
         raise DataError(f"{path} is truncated or corrupt ({type(error).__name__}: {error}): download it again") from None
-    raise DataError(f"{path} holds a {type(found).__name__}, not a dictionary of arrays")
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a pickled dictionary whose values are plain containers or arrays, its keys as text.
+
+    Raises:
+        DataError: a truncated or corrupt pickle, one that holds no dictionary, or one that asks for anything but arrays of numbers.
+    """
+
+    def build(found: Any) -> dict[str, Any]:
+        if not isinstance(found, dict):
+            raise DataError(f"{path} holds a {type(found).__name__}, not a dictionary of arrays")
+        named = {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
+        return {key: value.array() if isinstance(value, _Array) else value for key, value in named.items()}
+
+    return read_object(path, build)

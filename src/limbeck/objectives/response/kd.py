@@ -6,13 +6,13 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.knowledge import Knowledge, Needs
-from limbeck.core.objective import Objective
+from limbeck.core.knowledge import Knowledge
 from limbeck.core.schedule import Number, check_number
-from limbeck.core.task import Batch, Facts, Task
+from limbeck.core.task import Batch
 from limbeck.objectives._teacher import given
 
-from ._logits import check_fit, prepared
+from ._logits import divergence, prepared
+from ._response import Responding
 
 __all__ = ["KD", "kd_loss"]
 
@@ -34,12 +34,10 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: floa
     student_logits, teacher_logits = prepared(student_logits, teacher_logits)
     log_p = F.log_softmax(teacher_logits / temperature, -1)
     log_q = F.log_softmax(student_logits / temperature, -1)
-    p = log_p.exp()
-    gap = (log_p - log_q).masked_fill_(p == 0, 0.0)  # 0 log(0 / q) = 0, whatever q
-    return (gap * (p * temperature**2)).sum(-1)  # the factor meets p, which has no gradient: one step less to go back
+    return divergence(log_p, log_q, factor=temperature**2)
 
 
-class KD(Objective):
+class KD(Responding):
     """Match the teacher's softened probabilities: T^2 KL(p || q), p and q the softmax of teacher's and student's logits / T, one number per prediction.
 
     Hinton et al. 2015, arXiv:1503.02531, sec. 2. Their cross-entropy with soft targets (`response.soft_cross_entropy`) differs from it by the entropy of p,
@@ -60,13 +58,6 @@ class KD(Objective):
         super().__init__()
         check_number("temperature", temperature, positive=True)
         self.temperature = temperature
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
-
-    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
-        check_fit(self, student, teacher, softmax=True)
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
         return kd_loss(student.main.logits, given(self, teacher).main.logits, temperature=self.now(self.temperature))

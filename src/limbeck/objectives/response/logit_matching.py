@@ -6,12 +6,12 @@ as a limit of distillation: Hinton et al., "Distilling the Knowledge in a Neural
 
 from torch import Tensor
 
-from limbeck.core.knowledge import Knowledge, Needs
-from limbeck.core.objective import Objective
-from limbeck.core.task import Batch, Facts, Task
+from limbeck.core.knowledge import Knowledge
+from limbeck.core.task import Batch
 from limbeck.objectives._teacher import given
 
-from ._logits import check_fit, prepared
+from ._logits import prepared
+from ._response import Responding
 
 __all__ = ["LogitMatching", "logit_matching_loss"]
 
@@ -34,7 +34,7 @@ def logit_matching_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tenso
     return gap.square().sum(-1) / (2 * gap.shape[-1])
 
 
-class LogitMatching(Objective):
+class LogitMatching(Responding):
     """Match the logits: half the mean over classes of (z - v)^2, z the student's logits, v the teacher's, one number per prediction.
 
     For logits of zero mean this is the limit of `response.kd` at high temperature, gradient (z - v) / C (Hinton et al. 2015, sec. 2.1, times the T^2). A plain
@@ -48,12 +48,7 @@ class LogitMatching(Objective):
         {kind: response.logit_matching, weight: 1.0}
     """
 
-    @property
-    def needs(self) -> Needs:
-        return Needs()
-
-    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
-        check_fit(self, student, teacher, softmax=False)
+    link = None
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
         return logit_matching_loss(student.main.logits, given(self, teacher).main.logits)

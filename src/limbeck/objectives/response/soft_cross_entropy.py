@@ -6,13 +6,13 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.knowledge import Knowledge, Needs
-from limbeck.core.objective import Objective
+from limbeck.core.knowledge import Knowledge
 from limbeck.core.schedule import Number, check_number
-from limbeck.core.task import Batch, Facts, Task
+from limbeck.core.task import Batch
 from limbeck.objectives._teacher import given
 
-from ._logits import check_fit, prepared
+from ._logits import prepared
+from ._response import Responding
 
 __all__ = ["SoftCrossEntropy", "soft_cross_entropy_loss"]
 
@@ -37,7 +37,7 @@ def soft_cross_entropy_loss(student_logits: Tensor, teacher_logits: Tensor, *, t
     return -(log_q.masked_fill(p == 0, 0.0) * (p * temperature**2)).sum(-1)  # 0 log q = 0, also for q = 0
 
 
-class SoftCrossEntropy(Objective):
+class SoftCrossEntropy(Responding):
     """Cross-entropy with soft targets: -T^2 sum_c p_c log q_c, p and q the softmax of teacher's and student's logits / T, one number per prediction.
 
     Hinton et al. 2015, arXiv:1503.02531, sec. 2: the E(x | t) of the transfer set. A perfect student pays the teacher's entropy; its gradient is that of
@@ -60,13 +60,6 @@ class SoftCrossEntropy(Objective):
         super().__init__()
         check_number("temperature", temperature, positive=True)
         self.temperature = temperature
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
-
-    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
-        check_fit(self, student, teacher, softmax=True)
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
         return soft_cross_entropy_loss(student.main.logits, given(self, teacher).main.logits, temperature=self.now(self.temperature))
