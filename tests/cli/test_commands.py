@@ -43,7 +43,7 @@ def test_show_a_part(said):
     assert "a number" in row
     assert " 4.0 " in row
     assert "T, above zero" in row
-    assert "no options" in said("show", "schemes.offline")
+    assert "no options" in said("show", "transfer.real")
 
 
 def test_show_a_part_as_json(said):

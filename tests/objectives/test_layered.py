@@ -143,3 +143,35 @@ def test_no_layers_and_no_teacher_are_refused() -> None:
         Distance(layers={})
     with pytest.raises(MismatchError, match="needs a teacher"):
         Distance(layers={"a": "b"}).bind(record(a=torch.zeros(3, 2)), None, NO_TASK, None)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own, where a graph goes on with one
+@pytest.mark.parametrize("what", ["student", "teacher", "both", "in place", "scheme"])
+def test_a_compiled_pair_learns_as_a_plain_one(what: str) -> None:
+    def made(wrap: Any) -> Any:
+        torch.manual_seed(1)
+        student, teacher = images("cnn", width=4), images("cnn", width=6)
+        if what in ("student", "both"):
+            student = wrap(student)
+        if what in ("teacher", "both"):
+            teacher = wrap(teacher)
+        if what == "in place" and wrap is compiled:
+            student.compile(backend="aot_eager")
+        torch.manual_seed(2)
+        terms = [build("objectives", "response.kd", {}), build("objectives", "feature.fitnet", {"layers": {"layer2.2:in": "layer2.2:in"}})]
+        scheme = find("schemes", "offline")(student, teacher, terms, example=(X, Y))
+        return wrap(scheme) if what == "scheme" else scheme
+
+    def compiled(module: nn.Module) -> Any:
+        return torch.compile(module, backend="aot_eager")
+
+    torch.compiler.reset()
+    plain, other = made(lambda module: module), made(compiled)
+    for scheme in (plain, other):
+        for _ in range(2):
+            scheme.zero_grad()
+            scheme((X, Y)).loss.backward()
+    for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in other.modules())
+    torch.compiler.reset()

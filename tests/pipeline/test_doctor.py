@@ -129,7 +129,7 @@ def test_a_teacher_that_knows_less_than_its_student() -> None:
     half = Teacher()
     with torch.no_grad():
         half.head.weight[2:] = -1.0  # knows two classes of four
-    only(kd(of=half, to=Teacher()), "fault", "teacher's skill", "the student is better; exchange the two")
+    only(kd(of=half, to=Teacher(), objectives=[1e-3 * KD(), Supervised()]), "fault", "teacher's skill", "the student is better; exchange the two")
     assert not faults(kd(of=bad, objectives=[KD(temperature=1.0), Supervised()]), trained=False), "a teacher to be trained is not asked what it knows"
 
 
@@ -194,10 +194,11 @@ def test_a_hook_that_never_fires_in_training() -> None:
 
 def test_an_objective_that_is_too_weak_or_too_strong_or_nothing() -> None:
     only(kd(objectives=[1e-5 * KD(), Supervised()]), "warning", "gradient", "of the supervised one: a weight of ")
-    only(kd(objectives=[1e5 * KD(), Supervised()]), "warning", "gradient", "or balance: gradient_norm")
+    only(kd(objectives=[1e5 * KD(), Supervised()]), "warning", "gradient", "and balance: gradient_norm keeps it")
     only(kd(objectives=[0.0 * KD(), Supervised()]), "warning", "gradient", "kd has a weight of zero through all of training")
     assert not faults(kd(objectives=[Linear(start=0, end=1) * KD(), Supervised()])), "a warm-up is judged by what it comes to"
     assert not faults(kd(objectives=[1e-5 * KD(), Supervised()], balance="gradient_norm")), "balanced ones have their share anyway"
+    assert not faults(kd(objectives=[1e-5 * KD(), Supervised()]), trained=False), "what an untrained teacher says has another size"
     (found,) = [one for one in faults(kd(objectives=[1e-5 * KD(), Supervised()])) if one.about == "gradient"]
     weight = float(found.text.split("a weight of ")[1].split()[0])
     assert not faults(kd(objectives=[weight * KD(), Supervised()]))
@@ -303,7 +304,7 @@ def test_a_recipe_s_teacher_is_looked_at_once_it_is_there(tmp_path: Path) -> Non
     assert any(line.startswith("stage student: distill") for line in lines)
     assert list(found) == ["teacher", "student"]
     assert {one.level for each in found.values() for one in each} == {"fine"}
-    assert any("what teacher knows is not looked at: it has no weights yet" in one.text for one in found["student"])
+    assert any("what teacher knows, and how strong its gradient is, is not looked at: it has no weights yet" in one.text for one in found["student"])
     assert not any("accuracy" in one.text for one in found["student"])
     teacher_alone = {**RECIPE, "stages": {"teacher": RECIPE["stages"]["teacher"]}}
     run_recipe(load_recipe(teacher_alone), out=tmp_path, listener=lambda _: None)

@@ -124,3 +124,14 @@ def test_real_batches_are_cut_to_what_is_asked_and_put_together_from_small_ones(
     task = build("tasks", "classify", {}, {"train": [(x[:2], y[:2]), (x[2:4], y[2:4]), (x[4:], y[4:])]}, classes=2)
     assert torch.equal(real_batch(task, 3)["input"], x[:3]) and torch.equal(real_batch(task, 3)["label"], y[:3])
     assert torch.equal(real_inputs(task, 100), x)
+
+
+def test_the_layers_of_convolutional_networks_are_found_by_themselves_and_those_of_attention_are_asked_for(planetoid: Path) -> None:
+    tasks = build("tasks", "graph", {"root": str(planetoid), "validation": 12})
+    batch = real_batch(tasks, 1)
+    gcn, wide, gat = (build("models", kind, {}, in_shape=(6,), classes=2) for kind in ("gcn", "gcn", "gat"))
+    lsp = build("objectives", "graph.lsp", {})
+    build("schemes", "offline", {}, gcn, wide, [lsp], tasks, batch, tasks.facts())
+    assert lsp.pairs == [("head.convolution.lin:in", "head.convolution.lin:in")]
+    with pytest.raises(MismatchError, match=r"gives \[\d+, 1, 2\] for 40 examples.*name another layer"):
+        build("schemes", "offline", {}, gcn, gat, [build("objectives", "graph.lsp", {})], tasks, batch, tasks.facts())

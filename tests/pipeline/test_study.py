@@ -1,12 +1,19 @@
 """A comparison of methods: who is compared, on what, and what the figures are."""
 
+import contextlib
 import json
+import os
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from limbeck.core.errors import LimbeckError, MismatchError, RecipeError
 from limbeck.core.events import Note, Progress
@@ -97,3 +104,35 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
     with pytest.raises(kind, match=message):
         compare_methods(RECIPE | change, out=tmp_path / "out", **options)
     assert not (tmp_path / "out" / "teacher").exists()
+
+
+def computing(group: int) -> list[int]:
+    """The processes of a group that are still at work."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its = file.read_text().rpartition(")")[2].split()[:3]
+            found += [int(file.parent.name)] if int(its) == group and state != "Z" else []
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are counted in /proc")
+def test_a_killed_comparison_leaves_no_process_behind_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    command = [sys.executable, "-m", "limbeck", "compare", "recipe.yaml", "--methods", "kd", "--seeds", "2", "--factors", "1", "--json", "--quiet"]
+    started = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    trials = tmp_path / "runs" / "small-compare" / "trials"
+    deadline = time.monotonic() + 120
+    while not list(trials.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    until = time.monotonic() + 20
+    while (left := computing(started.pid)) and time.monotonic() < until:
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "a worker outlived its comparison"
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {row["method"] for row in json.loads(done.stdout)["rows"]} == {"alone", "response.kd"}

@@ -16,7 +16,9 @@ from limbeck.core.lookup import build, find
 from limbeck.core.objective import Objective, Term
 from limbeck.core.schedule import Linear
 from limbeck.core.task import Batch, Facts, Task
+from limbeck.schemes._checks import check_runs
 from limbeck.schemes.offline import Offline
+from limbeck.tasks.classify import Classify
 
 
 def net(*widths: int, seed: int = 0) -> nn.Sequential:
@@ -277,3 +279,8 @@ def test_what_does_not_fit_is_refused_in_one_line(batch: tuple[Tensor, Tensor], 
     with pytest.raises(kind, match=message) as caught:
         make(x)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_a_graft_that_does_not_run_is_refused_before_step_one() -> None:
+    with pytest.raises(MismatchError, match=r"the student that would ship, .*, does not run \(.*4x5 and 3x2"):
+        check_runs(nn.Linear(3, 2), {"input": torch.zeros(4, 5)}, Classify())

@@ -51,18 +51,24 @@ def run(
 
 
 @app.command()
-def check(recipe: RecipeName, sets: Sets = None, json: Json = False, quiet: Quiet = False) -> None:
+def check(
+    recipe: RecipeName,
+    sets: Sets = None,
+    dry: Annotated[
+        bool, typer.Option("--dry", help="Put one batch through everything too, and name what silently ruins a distillation; faults exit with 2.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="With --dry: the run whose trained teachers are asked; runs/NAME unless given.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Check everything about a recipe that can be checked without training."""
-    from limbeck.pipeline.check import check as check_recipe
+    from .checking import check_and_tell
 
-    from .watching import watcher
-
-    with stdout_kept(), watcher(stages=0, processes=2, quiet=quiet) as listener:
-        lines = check_recipe(recipe, sets=sets or [], listener=listener)
-    if json:
-        say_json({"recipe": recipe, "checked": lines})
-    else:
-        say("\n".join(lines))
+    code = check_and_tell(recipe, sets or [], out, dry=dry, json=json, quiet=quiet)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command("list")

@@ -40,8 +40,9 @@ def of_epoch(metrics: Mapping[str, float]) -> str:
 
 
 def of_stage(metrics: Mapping[str, float]) -> str:
-    """Return what matters of a finished stage: accuracy on the test split, parameters, the file's size, as far as they are known."""
+    """Return what matters of a finished stage: accuracy or its task's own scores on the test split, parameters, the file's size, as far as they are known."""
     said = [f"accuracy {percent(metrics['accuracy'])}"] if "accuracy" in metrics else []
+    said += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items() if name.startswith("test_") and name != "test_loss"]
     said += [f"{metrics['parameters']:,.0f} parameters"] if "parameters" in metrics else []
     return ", ".join(said + ([file_size(metrics["file_bytes"])] if "file_bytes" in metrics else []))
 

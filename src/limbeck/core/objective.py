@@ -124,4 +124,6 @@ def _everyones(knowledge: Knowledge) -> Knowledge:
     if knowledge.mask is not None:
         raise MismatchError("gather: true cannot put together what masks leave of different processes: train on one device")
     outputs = {name: Dense(gathered(said.logits), said.link) for name, said in knowledge.outputs.items()}
-    return Knowledge(outputs, {name: gathered(value) for name, value in knowledge.features.items()}, None, knowledge.modules)
+    features = {name: gathered(value) for name, value in knowledge.features.items()}
+    gradient = None if knowledge.input_gradient is None else gathered(knowledge.input_gradient)
+    return Knowledge(outputs, features, None, knowledge.modules, gradient)

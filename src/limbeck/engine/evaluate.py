@@ -1,13 +1,13 @@
 """Ask a model about a whole split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError
-from limbeck.core.knowledge import Knowledge
+from limbeck.core.knowledge import Knowledge, Link
 from limbeck.core.task import Batch, Split, Task
 
 from .runtime import Runtime
@@ -17,11 +17,16 @@ __all__ = ["Predictions", "evaluate", "predict"]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said about a split: `logits [N, C]`, `labels [N]` and `ids [N]` of its predictions, in the split's order."""
+    """What a model said about a split: `logits [N, C]`, `labels` and `ids [N]` of its predictions, in the split's order.
+
+    `labels` are `[N]` where `link` is softmax, and what the task has (`[N, C]`) elsewhere; `scores`: the mean of each of the task's scores.
+    """
 
     logits: Tensor
     labels: Tensor
     ids: Tensor
+    link: Link
+    scores: Mapping[str, float]
 
 
 @torch.no_grad()
@@ -56,7 +61,8 @@ def evaluate(model: nn.Module, task: Task, split: Split, runtime: Runtime, *, ba
 def predict(answer: Callable[[Batch], Knowledge], task: Task, split: Split, *, batch_size: int = 1024, device: torch.device | None = None) -> Predictions:
     """Collect what `answer`, a model asked as the task does it or several, says about a labelled split: its valid predictions alone."""
     logits, labels, ids = [], [], []
-    seen = 0
+    sums: dict[str, float] = {}
+    seen, count, link = 0, 0, "softmax"
     for raw in task.loader(split, batch_size=batch_size, device=device).batches(0):
         batch = task.batch(raw)
         if "label" not in batch:
@@ -65,5 +71,9 @@ def predict(answer: Callable[[Batch], Knowledge], task: Task, split: Split, *, b
         numbers = batch["id"] if "id" in batch else torch.arange(seen, seen + len(batch["label"]))
         for found, values in ((logits, said.main.logits.float()), (labels, batch["label"]), (ids, numbers)):
             found.append((values if said.mask is None else values[said.mask]).cpu())
-        seen += len(batch["label"])
-    return Predictions(torch.cat(logits), torch.cat(labels), torch.cat(ids))
+        seen, link = seen + len(batch["label"]), said.main.link
+        scores = task.scores(said, batch)
+        sums = {name: sums.get(name, 0.0) + score.sum(dtype=torch.float64).item() for name, score in scores.items()}
+        count += next(iter(scores.values())).numel()
+    means = {name: value / max(count, 1) for name, value in sums.items()}
+    return Predictions(torch.cat(logits), torch.cat(labels), torch.cat(ids), link, means)

@@ -10,17 +10,18 @@ __all__ = ["GraphLayer", "node_features"]
 
 
 class GraphLayer(nn.Module):
-    """Dropout of the nodes' features, a convolution over the edges, an activation."""
+    """Dropout of the nodes' features, a convolution over the edges, and an activation where there is one."""
 
     def __init__(self, convolution: nn.Module, *, dropout: float, activation: nn.Module | None = None) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.convolution = convolution
-        self.activation = nn.Identity() if activation is None else activation
+        self.activation = activation
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Nodes `[M, inputs]` and edges `[2, E]` to `[M, outputs]`."""
-        return self.activation(self.convolution(self.dropout(x), edge_index))
+        x = self.convolution(self.dropout(x), edge_index)
+        return x if self.activation is None else self.activation(x)
 
 
 def node_features(model: str, in_shape: Sequence[int]) -> int:

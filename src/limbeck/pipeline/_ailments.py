@@ -150,8 +150,9 @@ def shares(norms: Mapping[str, tuple[float, float]], supervised: str | None) -> 
             yield Finding("fine", "gradient", f"{name} gives the student a gradient of norm {weight * norm:.3g} at weight {weight:g}")
         else:
             share = weight * norm / whole
-            told = f"the gradient of {name} is {share:.3g} of the supervised one: a weight of {weight / share:.3g} makes them equal, or balance: gradient_norm"
-            yield Finding("fine" if WEAK <= share <= STRONG else "warning", "gradient", told)
+            told, sound = f"the gradient of {name} is {share:.3g} of the supervised one", WEAK <= share <= STRONG
+            way = f"{told}: a weight of {weight / share:.3g} makes them equal, and balance: gradient_norm keeps it at a share"
+            yield Finding("fine", "gradient", told) if sound else Finding("warning", "gradient", way)
 
 
 def temperature(name: str, objective: Objective, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Iterator[Finding]:

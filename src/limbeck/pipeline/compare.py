@@ -18,7 +18,10 @@ _PAIRS = (("student", "teacher"), ("student", "alone"), ("int8", "shipped"), ("i
 
 
 def compare(recipe: Recipe, out: Path, roles: Mapping[str, str | None], digests: Mapping[str, str]) -> None:
-    """Write `fidelity.json`: each model's accuracy by class and its reliability, and McNemar's test between the pairs that matter."""
+    """Write `fidelity.json`: each model's accuracy by class and its reliability, and McNemar's test between the pairs that matter.
+
+    It is about classes: a run whose models answer anything else has no such file.
+    """
     file = out / "fidelity.json"
     artifacts = {name: Artifact.open(out / "stages" / name, verify=False) for name in recipe.stages}
     predicted = {name: one.manifest["files"][_PREDICTIONS]["sha256"] for name, one in artifacts.items() if _PREDICTIONS in one.manifest["files"]}
@@ -26,6 +29,9 @@ def compare(recipe: Recipe, out: Path, roles: Mapping[str, str | None], digests:
     if file.is_file() and read_json(file).get("key") == key:
         return
     if not predicted:
+        file.unlink(missing_ok=True)
+        return
+    if any("link" in artifacts[name].spec for name in predicted):  # other answers than classes have neither classes right nor a confidence
         file.unlink(missing_ok=True)
         return
     said = {name: read_tensors(artifacts[name].path / _PREDICTIONS) for name in predicted}

@@ -57,7 +57,7 @@ def examine(
         sample: more batches with labels, best of validation, on which teacher and student are compared; the batch alone where it is left out.
         epochs: how many the training has, for weights that follow a schedule.
         optimizers: those of a loop of one's own; the scheme's players stand for them where they are left out.
-        trained: whether the teacher has its weights already; what it knows is looked at only then.
+        trained: whether the teacher has its weights already; what it knows and how strong its gradient is are looked at only then.
         names: of the classes.
 
     Example:
@@ -76,7 +76,7 @@ def examine(
             given = [value for optimizer in optimizers for group in optimizer.param_groups for value in group["params"]]
             held = {id(value) for value in given or chain.from_iterable(scheme.players().values())}
             found.extend(_teacher(scheme, read, more or [read], trained, names))
-            found.extend(_student(scheme, read, epochs, held))
+            found.extend(_student(scheme, read, epochs, held, trained))
         except LimbeckError as error:
             found.append(Finding("fault", type(error).__name__, str(error)))
     return found
@@ -126,7 +126,12 @@ def _stage(
             Finding("warning", "scheme", f"the doctor knows the scheme offline, not {stage.scheme.kind}: nothing was examined")
         ]
     awaited = [one for one in asked if one not in there]
-    told = [Finding("fine", "teacher's skill", f"what {one} knows is not looked at: it has no weights yet; run it, then check again") for one in awaited]
+    told = [
+        Finding(
+            "fine", "teacher's skill", f"what {one} knows, and how strong its gradient is, is not looked at: it has no weights yet; run it, then check again"
+        )
+        for one in awaited
+    ]
     return scheme.shipped()["student"], told + examine(
         scheme, first, _sample(task) if facts.labelled else (), epochs=stage.epochs, trained=not awaited, names=facts.class_names
     )
@@ -257,7 +262,7 @@ def _compared(scheme: Offline, sample: Sequence[Batch], names: Sequence[str] | N
         yield from ailments.skill(torch.cat(theirs), torch.cat(ours), torch.cat(labels), metric, task.higher_is_better)
 
 
-def _student(scheme: Offline, batch: Batch, epochs: float, held: set[int]) -> Iterator[Finding]:
+def _student(scheme: Offline, batch: Batch, epochs: float, held: set[int], trained: bool) -> Iterator[Finding]:
     """The student in train mode, as it will learn: what it says, what each objective's gradient is, and who holds what learns; `held`: ids of parameters."""
     teacher = None if scheme.teacher is None else _told(scheme, batch)
     scheme.train()
@@ -271,7 +276,7 @@ def _student(scheme: Offline, batch: Batch, epochs: float, held: set[int]) -> It
         losses = {name: _loss(term, student, teacher, batch) for name, term in terms.items()}
         norms = {name: (_weight(term, epochs), _norm(losses[name], learning)) for name, term in terms.items()}
         supervised = next((name for name, term in terms.items() if isinstance(term.objective, Supervised)), None)
-        yield from ailments.shares(norms, None if scheme.balance is not None else supervised)
+        yield from ailments.shares(norms, supervised if trained and scheme.balance is None else None)
         yield from ailments.unheld(dict(scheme.named_parameters()), losses, held, batch.get("input"))
         for name, term in terms.items():
             yield from ailments.temperature(name, term.objective, student, teacher, batch)

@@ -15,7 +15,7 @@ from limbeck.core.artifact import Artifact
 from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
 from limbeck.core.events import Listener, silent
 from limbeck.core.files import digest, lock, sweep
-from limbeck.core.knowledge import Knowledge
+from limbeck.core.knowledge import Knowledge, Link
 from limbeck.core.objective import Objective, Term
 from limbeck.core.scheme import Scheme
 from limbeck.core.task import Batch, Loader, Split, Task
@@ -25,12 +25,11 @@ from limbeck.engine.evaluate import predict
 from limbeck.engine.loop import Work, fit
 from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Accelerator, Runtime
-from limbeck.measure.fidelity import fidelity
 from limbeck.measure.size import parameters
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.frozen import Frozen
 
-from .publish import Publication, choose, publish_module, training_metrics
+from .publish import Publication, choose, publish_module, test_metrics, training_metrics
 
 __all__ = ["Result", "distill"]
 
@@ -70,8 +69,9 @@ def distill(
     Args:
         teacher: any module, taken as frozen, or a `Teacher`. Not a bit of it changes, and it ends in eval mode, on the accelerator's device.
         student: any module; ends in eval mode with the weights of its best epoch by validation, or of its last where there is none.
-        data: training batches, `(x, y)` or mappings, from any loader that can be iterated once an epoch; or a `Task`.
-        objectives: objectives, weighted as `0.9 * KD(temperature=4.0)`; that and `0.1 * Supervised()` where they are left out.
+        data: training batches, `(x, y)` or mappings, from any loader that can be iterated once an epoch; or a `Task`, which has its own validation and test.
+        objectives: objectives, weighted as `0.9 * KD(temperature=4.0)`; that and `0.1 * Supervised()` where they are left out, with `BernoulliKD` in its
+            place for a task of yes-or-no answers, and `RegressionKD(margin=None)` for one of real numbers.
         epochs: passes over the data, 10 where neither this nor `training` says.
         validation: batches that choose the best epoch.
         test: batches that are opened at the end, to measure the student and how far it agrees with its teacher.
@@ -100,11 +100,12 @@ def distill(
     if isinstance(objectives, (Objective, Term)):
         raise RecipeError("objectives is a single one: give a list, objectives=[...]")
     plan = _plan(epochs, training)
+    if isinstance(data, Task) and (validation is not None or test is not None or classes is not None):
+        raise RecipeError("data is a Task, which has its own validation, test and classes: give them to it, not to distill")
     if isinstance(data, Task) and plan.batch_size % plan.accumulate:
         raise MismatchError(f"batch_size {plan.batch_size} does not divide into {plan.accumulate} micro-batches: take a multiple of {plan.accumulate}")
     runtime = Runtime(accelerator=accelerator, precision=plan.precision)
     seed_everything(seed)
-    chosen = [one if isinstance(one, Term) else Term(one) for one in (_usual() if objectives is None else objectives)]
     asked = as_teacher(teacher)
     for model in (student, asked):
         model.to(runtime.device)
@@ -115,11 +116,13 @@ def distill(
     for split in task.splits():
         if split != "train":
             task.scores(*_asked(task, student, task.loader(split, batch_size=plan.batch_size, device=runtime.device), split))
+    example = _first(loader, "train")
+    chosen = [one if isinstance(one, Term) else Term(one) for one in (_usual(_heard(task, student, example).main.link) if objectives is None else objectives)]
     known: dict[str, Any] = {
         "limbeck": VERSION, "seed": seed, "objectives": [_told(term) for term in chosen], "teacher": _identity(asked), "student": _shape(student),
         "data": task.fingerprint() if isinstance(data, Task) else [*task.facts().in_shape, task.facts().classes, task.facts().examples],
     }  # fmt: skip
-    scheme: Scheme = lookup.build("schemes", "offline", {}, student, asked, chosen, task, _first(loader, "train"), task.facts())
+    scheme: Scheme = lookup.build("schemes", "offline", {}, student, asked, chosen, task, example, task.facts())
     for module in scheme.children():
         module.to(runtime.device)
     shipped = scheme.shipped()["student"]
@@ -170,8 +173,15 @@ def _task(student: nn.Module, device: torch.device, data: Any, validation: Any, 
     return lookup.find("tasks", "classify")(loaders, classes=classes)
 
 
-def _usual() -> list[Term]:
-    return [Term(lookup.build("objectives", "response.kd", {}), 0.9), Term(lookup.build("objectives", "supervised", {}), 0.1)]
+_USUAL: dict[Link, tuple[str, dict[str, Any]]] = {
+    "softmax": ("response.kd", {}),
+    "bernoulli": ("response.bernoulli_kd", {}),
+    "identity": ("response.regression_kd", {"margin": None}),
+}
+
+
+def _usual(link: Link) -> list[Term]:
+    return [Term(lookup.build("objectives", *_USUAL[link]), 0.9), Term(lookup.build("objectives", "supervised", {}), 0.1)]
 
 
 def _first(loader: Loader, split: Split) -> Batch:
@@ -183,14 +193,19 @@ def _first(loader: Loader, split: Split) -> Batch:
     return batch
 
 
-@torch.no_grad()
 def _asked(task: Task, student: nn.Module, loader: Loader, split: Split) -> tuple[Knowledge, Batch]:
-    """What the student says of the first batch of a split, and that batch; its statistics and mode stay as they were."""
+    """What the student says of the first batch of a split, and that batch."""
     batch = _first(loader, split)
+    return _heard(task, student, batch), batch
+
+
+@torch.no_grad()
+def _heard(task: Task, student: nn.Module, batch: Batch) -> Knowledge:
+    """What the student says of a batch; its statistics and mode stay as they were."""
     modes = {module: module.training for module in student.modules()}
     student.eval()
     try:
-        return task.forward(student, batch), batch
+        return task.forward(student, batch)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -236,4 +251,4 @@ def _tested(task: Task, student: nn.Module, teacher: Teacher, device: torch.devi
 
     said = predict(ask, task, "test", device=device)
     theirs = torch.cat(answers)
-    return dict(fidelity(said.logits, said.labels, theirs if theirs.shape == said.logits.shape else None))
+    return test_metrics(said, theirs if theirs.shape == said.logits.shape else None)

@@ -42,12 +42,14 @@ def predict(artifact: str | Path, inputs: Sequence[str | Path]) -> list[Predicti
     Raises:
         ArtifactError: no artifact, a damaged one, or one whose answers are not finite.
         DataError: a file that is missing or damaged, or no file.
-        MismatchError: images that the model was not trained on, or a model that takes none.
+        MismatchError: images that the model was not trained on, or a model that takes none, or that does not answer with one class.
     """
     if not inputs:
         raise DataError("there is nothing to predict: give an image file, an .npy or an .npz")
     opened = Artifact.open(Path(artifact), verify=False)
     spec = opened.spec
+    if "link" in spec:
+        raise MismatchError(f"the answers of {opened.path} are {spec['link']}, not one class of several: load it in Python, and ask it there")
     names = _distinct(spec["class_names"])
     ready = [(Path(path), prepare(path, spec["preprocess"])) for path in inputs]  # what cannot be read is said before the model is loaded
     model, task = load(opened.path), default_task()

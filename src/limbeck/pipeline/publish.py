@@ -13,17 +13,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from limbeck.core.artifact import Kind, seal
+from limbeck.core.errors import DataError
 from limbeck.core.files import atomic_folder, storage, write_json
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch, Task
 from limbeck.engine import checkpoint
-from limbeck.engine.evaluate import predict
+from limbeck.engine.evaluate import Predictions, predict
 from limbeck.engine.loop import Fit
 from limbeck.engine.plan import Training
+from limbeck.measure.answers import numbers, yes_or_no
 from limbeck.measure.fidelity import fidelity
 from limbeck.measure.size import macs, parameters
 
-__all__ = ["Publication", "choose", "publish_module", "real_batch", "real_inputs", "seal_with_proof", "training_metrics"]
+__all__ = ["Publication", "choose", "publish_module", "real_batch", "real_inputs", "seal_with_proof", "test_metrics", "training_metrics"]
 
 GOLDEN = 8
 """How many inputs and answers an artifact keeps as its golden ones."""
@@ -78,7 +80,10 @@ def publish_module(
             newest = checkpoint.latest(state)
             assert newest is not None, "a finished training has a checkpoint"
             shutil.copytree(newest, folder / "checkpoint" / newest.name)
-        seen = {"in_shape": list(facts.in_shape), "classes": facts.classes, "class_names": list(facts.class_names), "preprocess": dict(facts.preprocess)}
+        with torch.no_grad():
+            link = task.forward(model, example).main.link
+        seen = {"link": link} if link != "softmax" else {}  # what a spec does not say is softmax
+        seen |= {"in_shape": list(facts.in_shape), "classes": facts.classes, "class_names": list(facts.class_names), "preprocess": dict(facts.preprocess)}
         seal_with_proof(told, folder, task, partial(task.forward, model), "module", "model.safetensors", {**how, **seen}, metrics, device)
     return metrics
 
@@ -93,10 +98,29 @@ def seal_with_proof(
         said = predict(answer, task, "test", device=device)
         save_file({"logits": said.logits.contiguous(), "labels": said.labels.contiguous(), "ids": said.ids.contiguous()}, folder / "predictions.safetensors")
         comparable = told.teacher is not None and torch.equal(told.teacher["ids"], said.ids)
-        metrics |= fidelity(said.logits, said.labels, told.teacher["logits"] if told.teacher is not None and comparable else None)
+        metrics |= test_metrics(said, told.teacher["logits"] if told.teacher is not None and comparable else None)
     write_json(folder / "lineage.json", dict(told.lineage))
     (folder / "recipe.yaml").write_text(told.recipe)
     seal(folder, name=told.name, kind=kind, model=model, stage_hash=told.stage_hash, spec=spec, metrics=metrics)
+
+
+def test_metrics(said: Predictions, teacher: Tensor | None) -> dict[str, Any]:
+    """Return how good the answers on the test split are, and how much of the `teacher`'s logits `[N, C]` they keep.
+
+    Fidelity is about classes: other answers have their task's own scores, under their names with `test_` before them, and what is known of the split as a
+    whole where labels are the numbers that the answers are about.
+
+    Raises:
+        DataError: answers that are not finite.
+    """
+    if said.link == "softmax":
+        return fidelity(said.logits, said.labels, teacher)
+    if bad := int((~said.logits.isfinite()).flatten(1).any(1).sum()):
+        raise DataError(f"the answers are not finite for {bad} of {len(said.logits)} test examples: the model gave NaN or infinity")
+    found = dict(said.scores)
+    if said.labels.shape == said.logits.shape:
+        found |= (yes_or_no if said.link == "bernoulli" else numbers)(said.logits.numpy(), said.labels.numpy())
+    return {"examples": len(said.logits)} | {f"test_{name}": value for name, value in found.items()}
 
 
 @torch.no_grad()

@@ -6,10 +6,14 @@ is trained once for each seed, and the last epoch is scored on the test split. W
 
 import inspect
 import multiprocessing
+import multiprocessing.connection
+import os
 import statistics
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,13 +88,14 @@ def compare_methods(
     if missing := [split for split in ("validation", "test") if split not in task.splits()]:
         raise MismatchError(f"the data have no {missing[0]} split: a comparison chooses weights by validation and reports the test split")
     out = Path("runs") / f"{recipe.name}-compare" if out is None else out
-    with lock(out):
+    with lock(out), ExitStack() as stack:
         sweep(out)
         teacher = _teacher(recipe, stage.teacher.of, out, listener)
         chosen, unfit = _applicable(recipe, student, teacher, task, methods)
         for name, reason in unfit.items():
             listener(Note(f"{name} does not apply: {reason}", "compare"))
         study = _Study(recipe, student, teacher, task, out, jobs, listener)
+        stack.callback(study.pool.shutdown, cancel_futures=True)
         names = [name for name in chosen if name != ALONE]
         tuning = {(name, factor): study.trial(name, chosen[name] * factor, _TUNING_SEED, test=False) for name in names for factor in factors}
         tuned = study.run("tune", list(tuning.values()))
@@ -185,7 +190,8 @@ class _Study:
     """What all trials of a comparison share."""
 
     def __init__(self, recipe: Recipe, student: str, teacher: Path, task: Task, out: Path, jobs: int, listener: Listener) -> None:
-        self.recipe, self.student, self.teacher, self.task, self.out, self.jobs, self.listener = recipe, student, teacher, task, out, jobs, listener
+        self.recipe, self.student, self.teacher, self.task, self.out, self.listener = recipe, student, teacher, task, out, listener
+        self.pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_worker)  # starts nobody before there is work
         stage = recipe.stages[student].model_dump(mode="json", exclude={"objectives", "select", "keep", "kind"})
         self.same = {
             "stage": stage, "teacher": Artifact.open(teacher).digest, "data": task.fingerprint(), "limbeck": VERSION,
@@ -204,17 +210,25 @@ class _Study:
         left = [trial for trial in trials if not Path(trial.file).is_file()]
         began = time.monotonic()
         self.listener(StageStarted(name, "compare", len(trials)))
-        with ProcessPoolExecutor(self.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            done = [pool.submit(_run_trial, trial) for trial in left]
-            try:
-                for count, future in enumerate(as_completed(done), len(trials) - len(left) + 1):
-                    future.result()
-                    self.listener(Progress(name, count, len(trials)))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        done = [self.pool.submit(_run_trial, trial) for trial in left]
+        for count, future in enumerate(as_completed(done), len(trials) - len(left) + 1):
+            future.result()
+            self.listener(Progress(name, count, len(trials)))
         self.listener(StageDone(name, "compare", not left, time.monotonic() - began, {}))
         return {trial.key: read_json(Path(trial.file)) for trial in trials}
+
+
+def _worker() -> None:
+    """Compute with one thread, and end with the process that asked, however it ends: a killed one would leave its workers computing for nobody."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 _TASKS: dict[str, tuple[Recipe, Task]] = {}

@@ -86,6 +86,8 @@ def _main(run: Run, model: Model) -> Markup:
 
 
 def _unjudged(model: Model) -> Markup:
+    if model.metrics.examples:
+        return Markup("was tested on {} examples by the figures of its own task, which its metrics.json holds").format(strong(f"{model.metrics.examples:,}"))
     if model.metrics.validation_accuracy is None:
         return Markup("was not tested")
     return Markup("was not tested; on the validation split, which chose its epoch, it gives {}").format(strong(percent(model.metrics.validation_accuracy)))
@@ -181,7 +183,7 @@ def unknown(run: Run) -> list[str]:
         said.append("The same student was not trained alone, so what distillation added is not known.")
     if model is not None and "alone" in model.roles:
         said.append("Nothing was distilled.")
-    if run.fidelity is None and all(each.metrics.accuracy is None for each in run.models):
+    if run.fidelity is None and all(each.metrics.accuracy is None and not each.metrics.examples for each in run.models):
         said.append("No test split was evaluated.")
     if run.measurement is None:
         said.append("Speed was not measured.")

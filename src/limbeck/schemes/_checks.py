@@ -1,16 +1,29 @@
 """What a scheme refuses before the first step, in one line each."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError
 from limbeck.core.gather import gathered
 from limbeck.core.objective import Term
-from limbeck.core.task import Batch
+from limbeck.core.task import Batch, Task
 from limbeck.core.teacher import Teacher
 
-__all__ = ["check_apart", "check_company", "check_fields", "named"]
+__all__ = ["check_apart", "check_company", "check_fields", "check_runs", "evaluating", "named"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode while the block lasts, and every layer back into its own."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def named(terms: Iterable[Term]) -> dict[str, Term]:
@@ -52,3 +65,12 @@ def check_company(terms: Mapping[str, Term], count: Tensor) -> None:
     for name, term in terms.items():
         if term.objective.batchwise and (gathered(count.view(1)).sum() if term.gather else count) == 1:
             raise MismatchError(f"the objective {name} compares the examples of a batch and the batch has one: take batch_size 2 or more")
+
+
+def check_runs(ships: nn.Module, batch: Batch, task: Task) -> None:
+    """Refuse a student that does not run with what an objective has put into it."""
+    try:
+        task.forward(ships, batch)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise MismatchError(f"the student that would ship, with a part of the teacher in it, does not run ({why}): check the layers it replaces") from None

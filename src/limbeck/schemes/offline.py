@@ -12,12 +12,12 @@ from limbeck.core.knowledge import Knowledge, Reads
 from limbeck.core.objective import Contest, Objective, Term
 from limbeck.core.schedule import at
 from limbeck.core.scheme import Losses, Scheme
-from limbeck.core.tap import check_paths
+from limbeck.core.tap import check_paths, eagerly
 from limbeck.core.task import Batch, Facts, Task, default_task
 from limbeck.core.teacher import Teacher, as_teacher
 
 from ._balance import Balance, GradientNorm
-from ._checks import check_apart, check_company, check_fields, named
+from ._checks import check_apart, check_company, check_fields, check_runs, evaluating, named
 from ._contest import LastSaid, still, unmoved
 
 
@@ -115,19 +115,17 @@ class Offline(Scheme):
 
         So does the random state, but for what the projectors' first weights draw.
         """
-        modes = {module: module.training for module in self.student.modules()}
-        self.student.eval()
-        try:
+        with eagerly(), evaluating(self.student):
             if self._undecided:
                 self._choose(batch)
             check_fields(self._terms, batch)
             student, teacher = self._ask(batch)
             check_company(self._terms, _count(student))
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         for term in self._terms.values():
             term.objective.bind(student, teacher, self.task, self._facts)
+        if (ships := self.shipped()["student"]) is not self.student:
+            with eagerly(), evaluating(ships):
+                check_runs(ships, batch, self.task)
         self._bound, self._late = True, False
 
     def _ask(self, batch: Batch) -> tuple[Knowledge, Knowledge | None]:

@@ -3,7 +3,7 @@
 Shapes: N examples, C classes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from limbeck.core.errors import DataError, MismatchError
 from limbeck.core.task import Batch, Loader, Split
 
-__all__ = ["HasLogits", "UserLoader", "as_batch", "as_logits", "batch_count", "undisturbed"]
+__all__ = ["HasLogits", "UserLoader", "as_batch", "as_logits", "batch_count", "real_numbers", "undisturbed", "whole_numbers"]
 
 
 @runtime_checkable
@@ -29,15 +29,43 @@ def _first(raw: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return next((raw[name] for name in names if name in raw), None)
 
 
-def as_batch(raw: object, *, input: str = "input", label: str = "label") -> Batch:
+def whole_numbers(value: object, count: int, *, name: str = "label") -> Tensor:
+    """Return one whole number for each of `count` examples as int64 `[N]`, or refuse what is none."""
+    if not isinstance(value, Tensor) or value.shape != (count,) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise MismatchError(f"the {name} of a batch is {_told(value)}; it must be a tensor of whole numbers of shape [{count}], one for each input")
+    return value.long()
+
+
+def real_numbers(value: object, count: int, *, meant: str) -> Tensor:
+    """Return a row of finite numbers for each of `count` examples, `[N, C]`, in float32, or in float64 where they are.
+
+    Raises:
+        MismatchError: another type or shape; `meant` says what was expected.
+        DataError: NaN or infinity.
+    """
+    if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != count or not value.shape[1] or value.is_complex():
+        raise MismatchError(f"the label of a batch is {_told(value)}; it must be a tensor [{count}, {meant}")
+    found = value if value.dtype == torch.float64 else value.float()
+    if not (finite := found.isfinite().all(1)).all():
+        raise DataError(f"the labels of example {int((~finite).nonzero()[0])} of a batch are not finite (NaN or infinity): mend or drop it")
+    return found
+
+
+def _told(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def as_batch(
+    raw: object, *, input: str = "input", label: str = "label", task: str = "Classify", target: Callable[[object, int], Tensor] = whole_numbers
+) -> Batch:
     """Return what a loader gave as `{"input", "label"?, "id"?}`.
 
     `(x, y)`, `(x,)` or `x` alone; or a mapping, whose input is the field `input`, else "input", else "pixel_values", whose labels, if any, are the field
-    `label`, else "label", else "labels", and whose ids, if any, are "id". Labels become int64. Other fields are left out, save `attention_mask`, which is
-    refused: the model would never see it.
+    `label`, else "label", else "labels", and whose ids, if any, are "id". `target` reads the labels of so many examples. Other fields are left out, save
+    `attention_mask`, which is refused: the model would never see it. `task` is the task's class, for messages.
 
     Raises:
-        MismatchError: no such field, a field that is no tensor, labels that are not whole numbers of shape [N].
+        MismatchError: no such field, a field that is no tensor, or whatever `target` raises.
     """
     ids = None
     if isinstance(raw, Tensor):
@@ -45,9 +73,9 @@ def as_batch(raw: object, *, input: str = "input", label: str = "label") -> Batc
     elif isinstance(raw, Mapping):
         x, y, ids = _first(raw, (input, "input", "pixel_values")), _first(raw, (label, "label", "labels")), raw.get("id")
         if x is None:
-            raise MismatchError(f"a batch with the fields {', '.join(map(str, raw)) or '(none)'} has no input: name it, Classify(input=...)")
+            raise MismatchError(f"a batch with the fields {', '.join(map(str, raw)) or '(none)'} has no input: name it, {task}(input=...)")
         if "attention_mask" in raw:
-            raise MismatchError("the batch has an attention_mask, and Classify calls the model on its input alone: write a task of your own, or drop the mask")
+            raise MismatchError(f"the batch has an attention_mask, and {task} calls the model on its input alone: write a task of your own, or drop the mask")
     elif isinstance(raw, (tuple, list)) and 1 <= len(raw) <= 2:
         x, y = raw[0], raw[1] if len(raw) == 2 else None
     else:
@@ -56,21 +84,20 @@ def as_batch(raw: object, *, input: str = "input", label: str = "label") -> Batc
     if not isinstance(x, Tensor) or x.ndim == 0:
         raise MismatchError(f"the input of a batch is a {type(x).__name__}; it must be a tensor [N, ...]")
     found = {"input": x}
-    for name, value in (("label", y), ("id", ids)):
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or value.shape != x.shape[:1] or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-            told = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise MismatchError(f"the {name} of a batch is {told}; it must be a tensor of whole numbers of shape [{x.shape[0]}], one for each input")
-        found[name] = value.long()
+    if y is not None:
+        found["label"] = target(y, len(x))
+    if ids is not None:
+        found["id"] = whole_numbers(ids, len(x), name="id")
     return found
 
 
-def as_logits(output: object, count: int) -> Tensor:
+def as_logits(output: object, count: int, *, least: int = 2, flat: bool = False, kind: str = "classification") -> Tensor:
     """Return the logits `[N, C]` of what a model gave: a tensor, a mapping or record with `logits`, or a tuple that begins with them.
 
+    `flat`: one number an example, `[N]`, stands for `[N, 1]`.
+
     Raises:
-        MismatchError: none of these, or not one row of two logits or more for each of the `count` examples.
+        MismatchError: none of these, or not one row of `least` logits or more for each of the `count` examples; `kind` of task is for the message.
     """
     if isinstance(output, Tensor):
         found: object = output
@@ -86,8 +113,10 @@ def as_logits(output: object, count: int) -> Tensor:
         raise MismatchError(
             f"the model gives a {type(output).__name__} without logits; it must give a tensor, something with `logits`, or a tuple that begins with them"
         )
-    if found.ndim != 2 or found.shape[0] != count or found.shape[1] < 2:
-        raise MismatchError(f"the model gives logits of shape {list(found.shape)} for {count} examples; classification needs [{count}, C], C of 2 or more")
+    if flat and found.ndim == 1:
+        found = found.unsqueeze(1)
+    if found.ndim != 2 or found.shape[0] != count or found.shape[1] < least:
+        raise MismatchError(f"the model gives logits of shape {list(found.shape)} for {count} examples; {kind} needs [{count}, C], C of {least} or more")
     return found
 
 
@@ -135,8 +164,8 @@ class UserLoader(Loader):
     process. Without it several processes take the batches of an evaluation split in turn, and a training split is refused: each would train on the same data.
     """
 
-    def __init__(self, loader: Any, split: Split, *, input: str, label: str, rank: int, world: int, device: torch.device | None) -> None:
-        self._loader, self._names, self._device = loader, {"input": input, "label": label}, device
+    def __init__(self, loader: Any, split: Split, read: Callable[[object], Batch], *, rank: int, world: int, device: torch.device | None) -> None:
+        self._loader, self._read, self._device = loader, read, device
         self._sampler = _distributed(loader)
         self._count = batch_count(loader, split)
         self._rank, self._world = (rank, world) if self._sampler is None else (0, 1)
@@ -153,5 +182,5 @@ class UserLoader(Loader):
         if self._sampler is not None:
             self._sampler.set_epoch(epoch)
         for raw in islice(self._loader, self._rank + skip * self._world, None, self._world):
-            batch = as_batch(raw, **self._names)
+            batch = self._read(raw)
             yield batch if self._device is None else {name: value.to(self._device) for name, value in batch.items()}

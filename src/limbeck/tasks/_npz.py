@@ -12,7 +12,7 @@ from limbeck.core.errors import DataError
 
 from ._arrays import Arrays, as_nchw, assemble
 
-__all__ = ["read_array_file", "read_npz"]
+__all__ = ["read_array_file", "read_members", "read_npz"]
 
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, OSError, SyntaxError)
 
@@ -31,14 +31,9 @@ def read_array_file(path: Path) -> dict[str, npt.NDArray[Any]]:
     return found
 
 
-def read_npz(path: Path) -> Arrays:
-    """Read a data set of images."""
+def read_members(path: Path) -> tuple[dict[str, npt.NDArray[Any]], tuple[str, ...] | None]:
+    """Read the arrays of a data set, and the names of its classes where they are there; refuse one with other members than a data set has."""
     found = read_array_file(path)
-
-    def split(suffix: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        images, labels = found[f"x{suffix}"], found[f"y{suffix}"]
-        return as_nchw(images, f"x{suffix} of {path}"), labels
-
     keys = found.keys() - {"class_names"}
     if keys not in ({"x", "y"}, {"x_train", "y_train"}, {"x_train", "y_train", "x_test", "y_test"}):
         raise DataError(
@@ -50,6 +45,17 @@ def read_npz(path: Path) -> Arrays:
         if given.ndim != 1 or given.dtype.kind not in "US":
             raise DataError(f"class_names of {path} are {given.dtype} of shape {list(given.shape)}; give text of shape [C]")
         names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in given.tolist())
+    return found, names
+
+
+def read_npz(path: Path) -> Arrays:
+    """Read a data set of images."""
+    found, names = read_members(path)
+
+    def split(suffix: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        images, labels = found[f"x{suffix}"], found[f"y{suffix}"]
+        return as_nchw(images, f"x{suffix} of {path}"), labels
+
     if "x" in found:
         return assemble(str(path), split(""), names=names)
     return assemble(str(path), split("_train"), split("_test") if "x_test" in found else None, names=names)

@@ -1,28 +1,28 @@
 """Plain classification over a user's own loaders: one label for each example, cross-entropy, accuracy."""
 
 import math
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from functools import cached_property
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
-from limbeck.core.files import digest
+from limbeck.core.errors import DataError, MismatchError, RecipeError
 from limbeck.core.knowledge import Dense, Knowledge
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.task import Batch, Facts, Split
 
-from ._adapter import UserLoader, as_batch, as_logits, batch_count, undisturbed
+from ._adapter import as_batch, as_logits
+from ._supply import Supplied, UserLoaders, labels_of
+
+__all__ = ["Classify"]
 
 _NO_LABEL = -(1 << 62)
 """torch's cross-entropy passes over one label, -100 by default, and calls its loss zero: here that is some number nobody writes."""
 
 
-class Classify(Task):
+class Classify(Supplied):
     """Plain classification over a user's own loaders; without any it is the task of a user's own loop.
 
     `loss_n = w[y_n] * (logsumexp(logits_n) - logits_n[y_n])`, unreduced; a mean of it divides by the number of examples, not by the sum of their weights.
@@ -42,6 +42,8 @@ class Classify(Task):
         RecipeError: weights or names that do not fit `classes`.
     """
 
+    kind = "classify"
+
     def __init__(
         self,
         loaders: Mapping[Split, Iterable[Any]] | None = None,
@@ -52,31 +54,16 @@ class Classify(Task):
         classes: int | Literal["count"] | None = None,
         class_names: list[str] | None = None,
     ) -> None:
-        self._loaders = dict(loaders or {})
-        for split, loader in self._loaders.items():
-            if split not in get_args(Split):
-                raise RecipeError(f"no split {split!r}{did_you_mean(split, get_args(Split))}")
-            if isinstance(loader, Iterator):
-                raise DataError(
-                    f"the {split} loader is a {type(loader).__name__}, which can be iterated only once: give a list, a DataLoader, or a class with __iter__"
-                )
-            if not isinstance(loader, Iterable):
-                raise DataError(f"the {split} loader is a {type(loader).__name__}, which cannot be iterated: give a DataLoader or another iterable of batches")
-        if self._loaders and "train" not in self._loaders:
-            raise RecipeError(f"there are loaders for {', '.join(self._loaders)} and none for train: give one")
+        self._given = UserLoaders(loaders, partial(as_batch, input=input, label=label), "Classify")
+        super().__init__(self._given, partial(as_batch, input=input, label=label))
         told = [len(each) for each in (class_weight, class_names) if each is not None] + ([classes] if isinstance(classes, int) else [])
         if len(set(told)) > 1 or (told and told[0] < 2):
             raise RecipeError(f"class_weight, class_names and classes speak of {' and '.join(map(str, told))} classes; they must agree on 2 or more")
         if class_weight is not None and (not all(math.isfinite(w) and w >= 0 for w in class_weight) or not any(class_weight)):
             raise RecipeError(f"class_weight is {class_weight}; weights are finite numbers of zero or more, and one of them is above zero")
-        self._input, self._label, self._count, self._names = input, label, classes, class_names
+        self._count, self._names = classes, class_names
         self._classes = told[0] if told else None
         self._weight = None if class_weight is None else torch.tensor(class_weight)
-        self._token = uuid.uuid4().hex
-
-    def batch(self, raw: object) -> Batch:
-        """Return what a loader gave as `{"input", "label"?, "id"?}`: `(x, y)`, `x`, or a mapping, also one of Hugging Face's (`pixel_values`, `labels`)."""
-        return as_batch(raw, input=self._input, label=self._label)
 
     def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
         """Call the model on the input; its logits `[N, C]` are its output, the output's `logits`, or the first of a tuple."""
@@ -84,7 +71,7 @@ class Classify(Task):
         return Knowledge({"main": Dense(as_logits(model(x), len(x)))})
 
     def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
-        logits, labels = knowledge.main.logits, self._labels(batch)
+        logits, labels = knowledge.main.logits, labels_of(batch, "Classify")
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         weight = self._weight
         if weight is not None:
@@ -98,27 +85,14 @@ class Classify(Task):
             raise
 
     def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
-        right = knowledge.main.logits.argmax(-1) == self._labels(batch)
+        right = knowledge.main.logits.argmax(-1) == labels_of(batch, "Classify")
         return {"accuracy": right.float(), "loss": self.loss(knowledge, batch)}
-
-    @staticmethod
-    def _labels(batch: Batch) -> Tensor:
-        if "label" not in batch:
-            raise MismatchError(
-                f"the batch has no labels (fields {', '.join(batch)}), and the task's loss needs them: give (x, y), or name them, Classify(label=...)"
-            )
-        return batch["label"]
 
     @staticmethod
     def _check_range(labels: Tensor, classes: int) -> None:
         low, high = (int(value) for value in labels.aminmax()) if len(labels) else (0, 0)
         if low < 0 or high >= classes:
             raise DataError(f"label {low if low < 0 else high} is out of range: there are {classes} classes, 0..{classes - 1}")
-
-    def _loader(self, split: Split) -> Iterable[Any]:
-        if split not in self._loaders:
-            raise DataError(f"there is no {split} loader; there are: {', '.join(self._loaders) or 'none'}: Classify({{{split!r}: ...}})")
-        return self._loaders[split]
 
     def facts(self) -> Facts:
         """What the first training batch shows: it is drawn once for this, and torch's random state, and the loader's own generator, are put back.
@@ -132,31 +106,13 @@ class Classify(Task):
 
     @cached_property
     def _facts(self) -> Facts:
-        loader = self._loader("train")
-        batches = batch_count(loader, "train")
-        with undisturbed(loader):
-            first = self.batch(next(iter(loader)))
+        first, examples = self._given.first()
         classes = self._classes
         if classes is None and self._count == "count":
-            with undisturbed(loader):
-                classes = max(int(self._labels(self.batch(raw)).max()) for raw in loader) + 1
+            classes = max(int(labels_of(batch, "Classify").max()) for batch in self._given.every()) + 1
         if classes is None:
             raise DataError('nothing says how many classes there are: Classify(loaders, classes=10), or classes="count" to read every training label once')
         if "label" in first:
             self._check_range(first["label"], classes)
         names = tuple(self._names) if self._names is not None else tuple(str(label) for label in range(classes))
-        data = loader.dataset if isinstance(loader, DataLoader) else None
-        examples = len(data) if isinstance(data, Sized) else batches * len(first["input"])
         return Facts(tuple(first["input"].shape[1:]), classes, names, examples, "label" in first)
-
-    def fingerprint(self) -> str:
-        """A digest that no other object has: limbeck cannot see what a user's loaders give, so nothing made with them is ever taken from a cache."""
-        return digest({"task": "classify", "token": self._token})
-
-    def loader(self, split: Split, *, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Loader:
-        """The user's own loader, whose batch size and order are its own: `batch_size` and `seed` do not change them."""
-        return UserLoader(self._loader(split), split, input=self._input, label=self._label, rank=rank, world=world, device=device)
-
-    def splits(self) -> tuple[Split, ...]:
-        """The splits that have a loader; none in a user's own loop."""
-        return tuple(split for split in get_args(Split) if split in self._loaders)

@@ -19,7 +19,7 @@ NO_TASK = cast(Task, None)
 
 
 def sides(student: Tensor, teacher: Tensor) -> tuple[Knowledge, Knowledge]:
-    return tuple(Knowledge({"main": Dense(torch.zeros(2, 3))}, {"x": one}) for one in (student, teacher))  # pyright: ignore[reportReturnType]
+    return tuple(Knowledge({"main": Dense(torch.zeros(len(one), 3))}, {"x": one}) for one in (student, teacher))  # pyright: ignore[reportReturnType]
 
 
 def test_it_equals_a_loop() -> None:

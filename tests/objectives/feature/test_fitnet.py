@@ -17,7 +17,7 @@ NO_TASK = cast(Task, None)
 
 
 def sides(student: Tensor, teacher: Tensor) -> tuple[Knowledge, Knowledge]:
-    return Knowledge({"main": Dense(torch.zeros(2, 3))}, {"s": student}), Knowledge({"main": Dense(torch.zeros(2, 3))}, {"t": teacher})
+    return Knowledge({"main": Dense(torch.zeros(len(student), 3))}, {"s": student}), Knowledge({"main": Dense(torch.zeros(len(teacher), 3))}, {"t": teacher})
 
 
 def bound(student: Tensor, teacher: Tensor) -> tuple[FitNet, Knowledge, Knowledge]:

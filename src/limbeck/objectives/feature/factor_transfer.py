@@ -93,7 +93,8 @@ class FactorTransfer(Layered):
     the paraphraser first, by itself (`learns: paraphraser`), and then keeps it (`learns: translator`): load the state of the first objective's `paraphrasers`
     into the second's. By default both learn at once, the paraphraser from the teacher's feature alone. Its loss is the mean of squares over elements; eq. 1
     sums them, the authors' code has the mean of absolute values. The authors' code takes the mean over a factor's elements (`reduction: mean`) at weight 500,
-    torchdistill 1.1.5 too; RepDistiller's loss of this name has neither paraphraser nor translator and is a kind of attention transfer.
+    torchdistill 1.1.5 too; RepDistiller compares the factors by attention maps, the mean over channels
+    of their squares.
 
     Args:
         layers: student's layer -> teacher's layer, such as {layer3: layer3}; auto takes the end of the last stage, as the paper does.

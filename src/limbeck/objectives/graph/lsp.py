@@ -83,7 +83,8 @@ class LSP(Layered):
     their squares for `linear` and `poly`, 2 sigma = 2, and the mean over edges in the place of nodes.
 
     Args:
-        layers: student's layer -> teacher's layer, such as {layer1: layer1}; auto takes what the last layer reads, in training after its dropout.
+        layers: student's layer -> teacher's layer, such as {layer1: layer1}; auto takes what the last layer reads, in training after its dropout, where
+            that can be told (of a GCN it can, of a GAT it cannot).
         kernel: rbf, linear, poly, euclidean or laplace: what makes a neighbour near.
         sigma: the width of rbf and laplace, above zero.
         direction: student for the paper's KL(student || teacher), teacher for KL(teacher || student).
