@@ -1,5 +1,6 @@
 """Nodes of one graph: which predictions count in each split, what is known of the others, and what the loss is worth."""
 
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from limbeck.core.errors import DataError, MismatchError, RecipeError
 from limbeck.core.knowledge import Dense, Knowledge
-from limbeck.core.lookup import build
+from limbeck.core.lookup import build, find
 from limbeck.core.task import Batch, Split, Task
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -62,15 +63,20 @@ def test_features_of_a_node_sum_to_one_or_are_nothing(planetoid: Path) -> None:
 
 
 @pytest.mark.parametrize("teach", ["all", "labelled"])
-def test_supervision_is_worth_the_mean_over_labelled_nodes_whoever_counts(planetoid: Path, teach: str) -> None:
+def test_objectives_that_read_labels_are_means_over_labelled_nodes_whoever_counts(planetoid: Path, teach: str) -> None:
     task = made(planetoid, teach=teach)
-    batch = whole(task)
-    logits = torch.randn(40, 2, dtype=torch.float64, requires_grad=True)
-    said = Knowledge({"main": Dense(logits)}, mask=batch["mask"])
-    loss = task.loss(said, batch)[batch["mask"]].mean()
-    (gradient,) = torch.autograd.grad(loss, logits)
-    expected = F.cross_entropy(logits[:4], torch.tensor([0, 1, 0, 1]))
-    assert torch.allclose(loss, expected) and torch.allclose(gradient, torch.autograd.grad(expected, logits)[0])
+    student, teacher = nn.Linear(6, 2), nn.Linear(6, 2)
+    batch, labels = whole(task), torch.tensor([0, 1, 0, 1])
+    dkd = find("objectives", "dkd")
+    z, v = student(batch["input"])[:4], teacher(batch["input"])[:4]
+    leaf = importlib.import_module(dkd.__module__).dkd_loss
+    for objective, expected in ((find("objectives", "supervised")(), F.cross_entropy(z, labels)), (dkd(), leaf(z, v, labels).mean())):
+        losses = build("schemes", "offline", {}, student, teacher, [objective], task, batch, task.facts())(batch)
+        assert torch.allclose(losses.loss, expected)
+        assert torch.allclose(next(iter(losses.parts.values())) / losses.count, expected)
+        for parameter, gradient in zip(student.parameters(), torch.autograd.grad(expected, list(student.parameters()), retain_graph=True), strict=True):
+            (found,) = torch.autograd.grad(losses.loss, parameter, retain_graph=True)
+            assert torch.allclose(found, gradient, atol=1e-7)
 
 
 def test_scores_are_of_the_split_alone(planetoid: Path) -> None:

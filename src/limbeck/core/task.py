@@ -14,7 +14,8 @@ from .lookup import find
 __all__ = ["Batch", "Facts", "Loader", "Split", "Task", "default_task"]
 
 Batch = Mapping[str, Tensor]
-"""Field -> tensor; `id [N]` is int64 and unique within a data fingerprint where it is there."""
+"""Field -> tensor; `id [N]` is int64 and unique within a data fingerprint where it is there. `labelled [N]`, where it is there, says which predictions have a
+label: objectives that read labels are means over these alone."""
 
 Split = Literal["train", "validation", "test"]
 

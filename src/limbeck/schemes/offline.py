@@ -1,6 +1,7 @@
 """A finished teacher teaches one student."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -71,6 +72,7 @@ class Offline(Scheme):
         self._last = LastSaid()
         self._facts = facts
         self._reads = Reads()
+        self._labels: set[str] = set()
         self._bound = self._late = False
         if not self._undecided:
             self._prepare()
@@ -126,6 +128,7 @@ class Offline(Scheme):
         if (ships := self.shipped()["student"]) is not self.student:
             with eagerly(), evaluating(ships):
                 check_runs(ships, batch, self.task)
+        self._labels = {name for name, term in self._terms.items() if term.objective.needs.labels}
         self._bound, self._late = True, False
 
     def _ask(self, batch: Batch) -> tuple[Knowledge, Knowledge | None]:
@@ -169,14 +172,20 @@ class Offline(Scheme):
         term = self._terms[name]
         student, teacher = self._overheard(batch)
         count = _count(student)
-        summed = _summed(term, term(student, teacher, batch, opposing=True), student, count)
+        summed = _summed(term, term(student, teacher, batch, opposing=True), student.mask, student, count)
         return Losses({name: summed}, count, {f"{name}_opponent": summed.detach()})
 
     def _students_loss(self, batch: Batch) -> Losses:
         student, teacher = self._ask(batch)
         self._last.drop()
         count = _count(student)
-        sums = {name: _summed(term, term(student, teacher, batch), student, count) for name, term in self._terms.items()}
+        labelled = _labelled(student, batch)
+        sums: dict[str, Tensor] = {}
+        for name, term in self._terms.items():
+            said = labelled if name in self._labels else student
+            summed = _summed(term, term(said, teacher, batch), said.mask, student, count)
+            fewer = said is not student and not term.objective.batchwise
+            sums[name] = summed * (count / _count(said).clamp(min=1)) if fewer else summed
         parts = {name: summed.detach() for name, summed in sums.items()}
         factors = [at(term.weight, term.objective.clock) for term in self._terms.values()]
         if self.balance is not None:
@@ -216,11 +225,18 @@ def _count(student: Knowledge) -> Tensor:
     return logits.new_tensor(float(logits[..., 0].numel()), dtype=torch.float32) if mask is None else mask.sum(dtype=torch.float32)
 
 
-def _summed(term: Term, each: Tensor, student: Knowledge, count: Tensor) -> Tensor:
-    """The loss of an objective, summed over the valid predictions."""
+def _labelled(student: Knowledge, batch: Batch) -> Knowledge:
+    """What the student says, of labelled predictions alone, where the batch says by `labelled [N]` which these are."""
+    if "labelled" not in batch:
+        return student
+    return replace(student, mask=batch["labelled"] if student.mask is None else student.mask & batch["labelled"])
+
+
+def _summed(term: Term, each: Tensor, mask: Tensor | None, student: Knowledge, count: Tensor) -> Tensor:
+    """The loss of an objective, summed over the predictions that count for it."""
     if term.objective.batchwise:
         return each * count
-    if student.mask is not None:
-        return torch.where(student.mask, each, each.new_zeros(())).sum()
+    if mask is not None:
+        return torch.where(mask, each, each.new_zeros(())).sum()
     several = each.numel() != student.main.logits[..., 0].numel()  # one loss an example, where an example is several predictions
     return each.mean() * count if several else each.sum()

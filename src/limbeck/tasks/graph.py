@@ -44,10 +44,9 @@ class Graph(Task):
     """Classification of the nodes of one graph, which is given whole, as one batch an epoch; `batch_size` does not matter.
 
     A batch is `input [M, F]` float32, `edge_index [2, E]` int64 (source, target; each edge in both directions, without self-loops), `label [M]`, `id [M]`,
-    and `mask [M]`: which predictions count. Of validation and test those are the split's nodes. Of training those are the labelled nodes, or all of them:
-    a teacher knows something of every node, and the labels of the others are no part of it. `supervised` is then worth the mean over the labelled nodes still:
-    `loss_n = [n labelled] * M / L * (logsumexp(logits_n) - logits_n[y_n])`, L how many are labelled. An unlabelled node that counts has the label -1, which an
-    objective that compares labels itself cannot read, one that does not count the label 0.
+    `mask [M]`: which predictions count, and `labelled [M]`: which have a label. Of validation and test those are the split's nodes. Of training the labelled
+    nodes count, or all of them: a teacher knows something of every node, and the labels of the others are no part of it. Objectives that read labels
+    (`supervised`, `response.dkd`) stay means over the labelled nodes. An unlabelled node that counts has the label -1, one that does not count the label 0.
     A model whose forward pass has a parameter `edge_index` is given the edges; another sees each node by itself, so that a perceptron can learn from a graph.
 
     The public split of Yang et al. 2016, arXiv:1603.08861: 20 labelled nodes of each class for training, the next 500 for validation, 1000 for testing.
@@ -144,6 +143,7 @@ class Graph(Task):
                 "edge_index": torch.from_numpy(self._graph.edges),
                 "label": torch.where(mine, labels, torch.where(counts, UNLABELLED, 0)),
                 "mask": counts,
+                "labelled": mine,
                 "id": torch.arange(len(labels)),
             }
             self._made[key] = {name: value.to(key[1]) for name, value in made.items()}
@@ -173,8 +173,7 @@ class Graph(Task):
 
     def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
         labelled, each = self._costs(knowledge, batch)
-        counted = len(each) if knowledge.mask is None else knowledge.mask.sum()
-        return torch.where(labelled, each * (counted / labelled.sum().clamp(min=1)), 0.0)
+        return torch.where(labelled, each, 0.0)
 
     def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
         labelled, each = self._costs(knowledge, batch)
