@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .models.cnn import CNN
     from .models.mlp import MLP
     from .models.resnet import ResNet
+    from .models.vit import ViT
     from .models.wrn import WRN
     from .objectives.feature.fitnet import FitNet
     from .objectives.response.kd import KD
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from .schemes.offline import Offline
     from .tasks.classify import Classify
     from .tasks.image import Image
+    from .tasks.multilabel import MultiLabel
+    from .tasks.regression import Regression
     from .teachers.ensemble import Ensemble
     from .teachers.frozen import Frozen
 
@@ -48,12 +51,15 @@ _WHERE = {
     "LimbeckError": "core.errors",
     "LogitMatching": "objectives.response.logit_matching",
     "MLP": "models.mlp",
+    "MultiLabel": "tasks.multilabel",
     "Offline": "schemes.offline",
+    "Regression": "tasks.regression",
     "ResNet": "models.resnet",
     "Result": "pipeline.easy",
     "Run": "pipeline.run",
     "SoftCrossEntropy": "objectives.response.soft_cross_entropy",
     "Supervised": "objectives.supervised",
+    "ViT": "models.vit",
     "WRN": "models.wrn",
     "distill": "pipeline.easy",
     "load": "pipeline.modules",
@@ -62,8 +68,8 @@ _WHERE = {
 }
 
 __all__ = [
-    "CNN", "KD", "MLP", "WRN", "Artifact", "Classify", "Ensemble", "FitNet", "Frozen", "Image", "LimbeckError", "LogitMatching", "Offline", "ResNet",
-    "Result", "Run", "SoftCrossEntropy", "Supervised", "__version__", "distill", "load", "predict", "run",
+    "CNN", "KD", "MLP", "WRN", "Artifact", "Classify", "Ensemble", "FitNet", "Frozen", "Image", "LimbeckError", "LogitMatching", "MultiLabel", "Offline",
+    "Regression", "ResNet", "Result", "Run", "SoftCrossEntropy", "Supervised", "ViT", "__version__", "distill", "load", "predict", "run",
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Objectives, weights, losses and the clock of a scheme."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,9 @@ class Toy(Scheme):
 
     def players(self) -> dict[str, list[nn.Parameter]]:
         return {"student": list(self.parameters())}
+
+    def optimizers(self) -> dict[str, Any]:
+        return {}
 
     def forward(self, batch, phase: str = "student") -> Losses:
         knowledge = Knowledge({"main": Dense(self.student(batch["input"]))})

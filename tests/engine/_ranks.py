@@ -12,6 +12,7 @@ from torch import Tensor
 from limbeck.core.errors import DataError, Interrupted
 from limbeck.core.events import Listener, Note, silent
 from limbeck.core.lookup import build
+from limbeck.core.objective import Term
 from limbeck.core.task import Batch, Loader
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.loop import Work, fit
@@ -24,6 +25,12 @@ TERMS = {
     "contest": [
         ("adversarial.logit_discriminator", {"rounds": 2, "hidden": 8}, 0.3),
         ("feature.fitnet", {"layers": {"layer1": "layer1"}}, 0.1),
+        ("supervised", {}, 1.0),
+    ],
+    "gathered": [
+        ("relation.rkd_distance", {"layers": {"layer1": "layer1"}}, 1.0),
+        ("relation.pkt", {"layers": {"layer2": "layer1"}}, 1.0),
+        ("response.dist", {}, 0.5),
         ("supervised", {}, 1.0),
     ],
     "balance": [("response.kd", {}, 0.5), ("supervised", {}, 1.0)],
@@ -59,7 +66,8 @@ def train(
     student, teacher = (build("models", "mlp", {"widths": widths}, in_shape=(1, 6, 6), classes=3) for widths in ([10, 6], [14]))
     size = plan.batch_size // plan.accumulate // runtime.world
     loader = Pressing(task.loader("train", batch_size=size, rank=runtime.rank, world=runtime.world), press)
-    terms = [weight * build("objectives", kind, options) for kind, options, weight in TERMS[scenario]]
+    built = [(build("objectives", kind, options), weight) for kind, options, weight in TERMS[scenario]]
+    terms = [Term(objective, weight, gather=objective.batchwise) for objective, weight in built]
     how = {"balance": {"kind": "gradient_norm", "every": 3}} if scenario == "balance" else {}
     scheme = build("schemes", "offline", how, student, teacher, terms, task, next(loader.batches(0)), task.facts())
     work = None if folder is None else Work(folder, folder / "logs")

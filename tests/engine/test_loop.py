@@ -97,6 +97,9 @@ class Duel(Scheme):
     def players(self) -> dict[str, list[nn.Parameter]]:
         return {"loud": list(self.loud.parameters()), "quiet": list(self.quiet.parameters())}
 
+    def optimizers(self) -> dict[str, Any]:
+        return {}
+
     def forward(self, batch: object, phase: str = "student") -> Losses:
         self.order.append(phase)
         scale, player = {"loud": (100.0, self.loud), "quiet": (0.01, self.quiet)}[phase]

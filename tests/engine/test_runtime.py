@@ -23,6 +23,7 @@ def test_two_processes_give_the_losses_of_one(arrays: Path, tmp_path: Path, monk
         ("kd", {"accumulate": 4}),
         ("hints", {"epochs": 2}),
         ("contest", {"epochs": 2}),
+        ("gathered", {"epochs": 2}),
         ("balance", {"epochs": 2}),
     ]
     alone = [_ranks.train(Runtime(), str(arrays), *one) for one in asked]
@@ -72,6 +73,9 @@ class One(Scheme):
 
     def players(self) -> dict[str, list[torch.nn.Parameter]]:
         return {"student": [self.weight]}
+
+    def optimizers(self) -> dict[str, Any]:
+        return {}
 
     def forward(self, batch: object, phase: str = "student") -> Losses:
         return Losses({"student": (self.weight.square() / 2).sum()}, torch.ones(()))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.lookup import build
 from limbeck.core.objective import Objective
+from limbeck.engine.loop import optimizers
+from limbeck.engine.plan import Training
 from limbeck.schemes._contest import LastSaid, unmoved
 from limbeck.schemes.offline import Offline
 
@@ -52,6 +54,14 @@ def test_a_contest_has_its_rounds_before_the_student_and_is_a_player(batch: Any)
     assert all("discriminators" not in names[id(one)] for one in players["student"])
     assert any("projectors" in names[id(one)] for one in players["student"]), "a projector learns with the student"
     assert Offline(net(4, 5, 3), None, [objective("supervised")]).phases == ("student",)
+
+
+def test_an_opponent_steps_with_an_adam_of_its_own_unless_it_is_told_otherwise(batch: Any) -> None:
+    kd = scheme(batch)
+    for told, kind, lr in (({}, torch.optim.Adam, 1e-4), ({"logit_discriminator": {"kind": "sgd", "lr": 0.3}}, torch.optim.SGD, 0.3)):
+        made = optimizers(kd, Training.model_validate({"optimizer": {"kind": "sgd", "lr": 0.05}, "optimizers": told}))
+        assert type(made["student"]) is torch.optim.SGD and made["student"].param_groups[0]["lr"] == 0.05
+        assert type(made["logit_discriminator"]) is kind and made["logit_discriminator"].param_groups[0]["lr"] == lr
 
 
 def test_each_phase_costs_its_own_player_alone(batch: Any) -> None:

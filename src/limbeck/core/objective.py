@@ -1,7 +1,8 @@
 """An objective: what the student must match, and by how much it misses."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -73,6 +74,8 @@ class Contest(Objective):
 
     rounds: int = 1
     """Steps of the opponent before each of the student."""
+    optimizer: ClassVar[Mapping[str, Any]] = {"kind": "adam", "lr": 1e-4, "betas": (0.0, 0.9)}
+    """What the opponent steps with unless it is told otherwise, as a recipe writes it: Gulrajani et al. 2017, arXiv:1704.00028, algorithm 1."""
 
     @property
     @abstractmethod

@@ -1,9 +1,9 @@
 """A scheme: who teaches whom, and when."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -52,6 +52,10 @@ class Scheme(nn.Module, ABC):
     @abstractmethod
     def players(self) -> dict[str, list[nn.Parameter]]:
         """Who learns: player -> parameters."""
+
+    @abstractmethod
+    def optimizers(self) -> Mapping[str, Mapping[str, Any]]:
+        """Player -> the optimizer that it takes unless it is told otherwise, as a recipe writes it; the others take what the student takes."""
 
     @abstractmethod
     def forward(self, batch: "Batch", phase: str = "student") -> Losses:

@@ -24,7 +24,7 @@ from limbeck.core.task import Batch, Loader, Task
 from . import checkpoint
 from .checkpoint import Position
 from .evaluate import evaluate
-from .plan import Training, rate
+from .plan import Training, named_optimizer, rate
 from .runtime import Runtime, Setup
 
 __all__ = ["Fit", "Work", "fit", "optimizers", "steps_per_epoch"]
@@ -76,13 +76,15 @@ def optimizers(scheme: Scheme, plan: Training) -> dict[str, torch.optim.Optimize
     """
     made: dict[str, torch.optim.Optimizer] = {}
     players = scheme.players()
+    usual = {player: named_optimizer(told) for player, told in scheme.optimizers().items()}
     for name in plan.optimizers:
         if name not in players:
             raise RecipeError(f"optimizers names {name!r}, and nobody of that name learns{did_you_mean(name, players)}")
     for player, parameters in players.items():
         if not parameters:
             raise MismatchError(f"the player {player!r} has no parameter that requires a gradient: there is nothing to train")
-        made[player] = plan.optimizers.get(player, plan.optimizer).build(parameters, fused=plan.precision != "16-mixed")
+        chosen = plan.optimizers.get(player, usual.get(player, plan.optimizer))
+        made[player] = chosen.build(parameters, fused=plan.precision != "16-mixed")
     return made
 
 

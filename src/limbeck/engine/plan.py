@@ -1,16 +1,16 @@
 """How to train: the options that every training stage has, whatever it teaches."""
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Adam", "AdamW", "Sgd", "Training", "rate"]
+__all__ = ["Adam", "AdamW", "Sgd", "Training", "named_optimizer", "rate"]
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -98,6 +98,15 @@ Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
 Rate = Annotated[ConstantRate | CosineRate | MultiStepRate | OneCycleRate, Field(discriminator="kind")]
 
 
+def named_optimizer(told: Mapping[str, Any]) -> Sgd | Adam | AdamW:
+    """Return an optimizer as a recipe writes it.
+
+    >>> named_optimizer({"kind": "adam", "lr": 0.001}).lr
+    0.001
+    """
+    return TypeAdapter(Optimizer).validate_python(dict(told))
+
+
 class Training(_Options):
     """How to train."""
 
@@ -105,7 +114,9 @@ class Training(_Options):
     batch_size: int = Field(default=128, ge=1, description="examples per optimizer step, over all micro-batches and devices")
     accumulate: int = Field(default=1, ge=1, description="micro-batches per optimizer step")
     optimizer: Optimizer = Field(default=Sgd(), description="what steps")
-    optimizers: dict[str, Optimizer] = Field(default={}, description="by player, such as a discriminator; a player not named takes `optimizer`")
+    optimizers: dict[str, Optimizer] = Field(
+        default={}, description="by player, such as a discriminator, which else takes its own usual one; any other player not named takes `optimizer`"
+    )
     schedule: Rate = Field(default=CosineRate(), description="how the learning rate moves")
     clip: float | None = Field(default=None, gt=0, description="largest norm of a player's gradient")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(default="32-true", description="of the forward pass")

@@ -1,8 +1,8 @@
 """A finished teacher teaches one student."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -204,6 +204,9 @@ class Offline(Scheme):
         theirs = {id(parameter) for parameter in self._opponents()}
         opponents = {name: [one for one in contest.opponent.parameters() if one.requires_grad] for name, contest in self._contests.items()}
         return {"student": [one for one in self.parameters() if one.requires_grad and id(one) not in theirs], **opponents}
+
+    def optimizers(self) -> dict[str, Mapping[str, Any]]:
+        return {name: contest.optimizer for name, contest in self._contests.items()}
 
     def shipped(self) -> dict[str, nn.Module]:
         student = self.student

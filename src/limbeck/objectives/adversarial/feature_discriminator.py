@@ -29,7 +29,7 @@ class FeatureDiscriminator(Layered, Contest):  # pyright: ignore[reportIncompati
     before each step of the student. Theirs sees features pooled to vectors; here a map's D is a small network of convolutions whose scores are averaged over
     places (maps as in Chung et al. 2020), that of vectors and sequences a perceptron. Their code steps both sides at once. r brings the student's feature to
     the teacher's shape where they differ and learns with the student. `wgan_gp` as in `adversarial.logit_discriminator`. The discriminators of all pairs are
-    the one player `feature_discriminator`.
+    the one player `feature_discriminator`, and step as the one of `adversarial.logit_discriminator` does.
 
     Args:
         layers: student's layer -> teacher's layer, such as {layer3: layer3}; auto takes the end of the last stage.

@@ -25,7 +25,7 @@ class LogitDiscriminator(Contest):
     Xu et al. 2018, arXiv:1709.00513: D learns against it, -log sigmoid(D(v)) - log(1 - sigmoid(D(z))), v the teacher's logits, in a phase of its own before
     each step of the student. Theirs also classifies what it is shown; here that is left to `supervised`. With `wgan_gp` D is a critic under a gradient
     penalty of weight 10 (Gulrajani et al. 2017, arXiv:1704.00028) and the student pays -D(z); all rounds see the step's own batch, where theirs draws a
-    fresh one for each. D is the player `logit_discriminator`: `optimizers: {logit_discriminator: {kind: adam, lr: 1e-4, betas: [0, 0.9]}}` is theirs.
+    fresh one for each. D is the player `logit_discriminator` and steps with their Adam (1e-4, betas 0 and 0.9) unless `optimizers` names it.
 
     Args:
         loss: plain (Goodfellow et al. 2014) or wgan_gp.
