@@ -54,7 +54,7 @@ def test_what_does_not_apply_is_named_with_the_reason(found: tuple[Path, dict[st
 
 def test_every_method_is_tuned_alike_and_opens_the_test_split_only_with_its_seeds(found: tuple[Path, dict[str, Any], list[Any]]) -> None:
     out, told, _ = found
-    for method in ("response.kd", "response.logit_matching"):
+    for method in ("alone", "response.kd", "response.logit_matching"):
         tuned = [one for one in trials(out, method) if "test" not in one]
         final = [one for one in trials(out, method) if "test" in one]
         assert len(tuned) == 2

@@ -20,14 +20,14 @@ TOLD: dict[str, Any] = {
     "recipe": "a <b>", "metric": "accuracy", "seeds": 5, "factors": [0.1, 1], "epochs": 3, "steps": 1000, "examples": 1500, "limbeck": "1", "torch": "2",
     "teacher": {"accuracy": 0.91, "parameters": 99999}, "student": {"parameters": 1234}, "recipe_yaml": "name: a\n",
     "unfit": {"graph.lsp": "no <edges>"},
-    "rows": [row("response.dkd", 0.9, over_kd=GAP, over_alone=GAP), row("response.kd", 0.88, over_alone=GAP), row("alone", 0.85, weight=None, over_kd=GAP)],
+    "rows": [row("response.dkd", 0.9, over_kd=GAP, over_alone=GAP), row("response.kd", 0.88, over_alone=GAP), row("alone", 0.85, weight=10.0, over_kd=GAP)],
 }  # fmt: skip
 
 
 def test_the_markdown_has_a_line_for_each_method_and_what_was_left_out() -> None:
     lines = markdown(TOLD).splitlines()
     assert "| response.dkd | 90.00% (89.00 to 91.00) | +1.25 (-0.25 to +2.75) | 0.04 | +1.25 (-0.25 to +2.75) | 0.04 | 2.5 | 90.00% | 1,234 |" in lines
-    assert "| alone | 85.00% (84.00 to 86.00) | +1.25 (-0.25 to +2.75) | 0.04 |  |  |  | 85.00% | 1,234 |" in lines
+    assert "| alone | 85.00% (84.00 to 86.00) | +1.25 (-0.25 to +2.75) | 0.04 |  |  | 10 | 85.00% | 1,234 |" in lines
     assert "- `graph.lsp`: no <edges>" in lines
 
 

@@ -55,7 +55,7 @@ class _Trial:
     student: str
     teacher: str
     method: str
-    weight: float | None
+    weight: float
     seed: int
     test: bool
     key: str
@@ -69,7 +69,8 @@ def compare_methods(
     """Compare methods on a recipe's distilled student, and return what `out/compare.json` then holds.
 
     `methods` are objectives by name, all that apply where it is None; plain distillation and the student alone are always among them. The recipe's own
-    objectives do not matter: each method is `weight * method + supervised`, its weight `usual * factor`.
+    objectives do not matter: each method is `weight * method + supervised`, its weight `usual * factor`;
+    the student alone is `weight * supervised`, tuned alike.
 
     Raises:
         RecipeError: no distil stage, an unknown method, fewer than two seeds.
@@ -96,11 +97,10 @@ def compare_methods(
             listener(Note(f"{name} does not apply: {reason}", "compare"))
         study = _Study(recipe, student, teacher, task, out, jobs, listener)
         stack.callback(study.pool.shutdown, cancel_futures=True)
-        names = [name for name in chosen if name != ALONE]
-        tuning = {(name, factor): study.trial(name, chosen[name] * factor, _TUNING_SEED, test=False) for name in names for factor in factors}
+        tuning = {(name, factor): study.trial(name, chosen[name] * factor, _TUNING_SEED, test=False) for name in chosen for factor in factors}
         tuned = study.run("tune", list(tuning.values()))
         weights: dict[str, float] = {}
-        for name in names:
+        for name in chosen:
             reached = {factor: tuned[tuning[name, factor].key] for factor in factors}
             sound = {factor: told["validation"][task.metric] for factor, told in reached.items() if "failed" not in told}
             if not sound:
@@ -108,12 +108,15 @@ def compare_methods(
                 continue
             best = (max if task.higher_is_better else min)(sound.values())
             weights[name] = chosen[name] * next(factor for factor in sorted(sound, key=lambda f: abs(f - 1.0)) if sound[factor] == best)
-        final = {(name, seed): study.trial(name, weights.get(name), seed, test=True) for name in (ALONE, *weights) for seed in range(seeds)}
+        final = {(name, seed): study.trial(name, weight, seed, test=True) for name, weight in weights.items() for seed in range(seeds)}
         told = study.run("seeds", list(final.values()))
-        rows = {name: [told[final[name, seed].key] for seed in range(seeds)] for name in (ALONE, *weights)}
+        rows = {name: [told[final[name, seed].key] for seed in range(seeds)] for name in weights}
         failed = {name: next(one["failed"] for one in row if "failed" in one) for name, row in rows.items() if any("failed" in one for one in row)}
         unfit |= {name: f"training failed with the weight that was chosen: {reason}" for name, reason in failed.items()}
         rows = {name: row for name, row in rows.items() if name not in failed}
+        for name in (PLAIN, ALONE):
+            if name not in rows:
+                raise TrainingError(f"{name}, which everything is compared with, cannot be trained: {unfit[name]}")
         found = _table(rows, weights, task) | {
             "recipe": recipe.name, "metric": task.metric, "seeds": seeds, "factors": list(factors), "epochs": stage.epochs, "unfit": unfit,
             "steps": next(iter(rows.values()))[0]["steps"], "examples": task.facts().examples, "limbeck": VERSION, "torch": torch.__version__,
@@ -144,7 +147,7 @@ def _applicable(recipe: Recipe, student: str, teacher: Path, task: Task, asked: 
     known = {name: lookup.find("objectives", name) for name in lookup.names("objectives")}
     if asked is not None:
         known = {full: known[full] for full in dict.fromkeys([PLAIN, *(lookup.full_name("objectives", name) for name in asked)])}
-    fit_, unfit = {ALONE: 0.0}, dict[str, str]()
+    fit_, unfit = {ALONE: 1.0}, dict[str, str]()
     for name, part in known.items():
         if name == "supervised":
             continue
@@ -176,10 +179,8 @@ def _student(recipe: Recipe, name: str, task: Task, seed: int) -> Any:
 def _prepared(trial: _Trial, recipe: Recipe, task: Task) -> Any:
     """Put a trial's scheme together as a recipe's stage would, from its seed; every method's student begins with the same weights and batches."""
     model, stage = _student(recipe, trial.student, task, trial.seed)
-    objectives = [ObjectiveSpec(kind="supervised")]
-    if trial.method != ALONE:
-        assert trial.weight is not None
-        objectives.insert(0, ObjectiveSpec(kind=trial.method, weight=trial.weight))
+    own = ObjectiveSpec(kind="supervised" if trial.method == ALONE else trial.method, weight=trial.weight)
+    objectives = [own] if trial.method == ALONE else [own, ObjectiveSpec(kind="supervised")]
     stage = stage.model_copy(update={"objectives": objectives, "select": "last"})
     loader = lookup.build("transfer", stage.transfer.kind, stage.transfer.options).loader(task, batch_size=micro_batch(stage, 1), seed=trial.seed)
     scheme = make_scheme(stage, model, [load_module(Artifact.open(Path(trial.teacher)))], task, task.facts(), next(iter(loader.batches(0))))
@@ -198,7 +199,7 @@ class _Study:
             "task": {key: value for key, value in full("tasks", task_of(recipe, student)).items() if key != "root"},
         }  # fmt: skip
 
-    def trial(self, method: str, weight: float | None, seed: int, *, test: bool) -> _Trial:
+    def trial(self, method: str, weight: float, seed: int, *, test: bool) -> _Trial:
         source = "" if method == ALONE else sha256(Path(inspect.getfile(lookup.find("objectives", method))))
         key = digest({**self.same, "method": method, "weight": weight, "seed": seed, "test": test, "source": source})
         file = self.out / "trials" / f"{method}-{seed}-{key[:12]}.json"
@@ -265,7 +266,7 @@ def _table(rows: Mapping[str, Sequence[Mapping[str, Any]]], weights: Mapping[str
     found: dict[str, dict[str, Any]] = {}
     for name, row in rows.items():
         found[name] = {
-            "method": name, "weight": weights.get(name), "values": reached[name], **_interval(reached[name]),
+            "method": name, "weight": weights[name], "values": reached[name], **_interval(reached[name]),
             "validation": statistics.mean(one["validation"][task.metric] for one in row), "parameters": row[0]["parameters"],
         }  # fmt: skip
     for against in (PLAIN, ALONE):

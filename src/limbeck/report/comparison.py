@@ -54,7 +54,8 @@ def _about(told: Mapping[str, Any]) -> list[str]:
     return [
         f"Teacher: {teacher.get('parameters', 0):,} parameters, {of}. Student: {student['parameters']:,} parameters, {told['steps']:,} steps "
         f"({told['epochs']} epochs) on {told['examples']:,} training examples, the same batches and first weights for every method.",
-        f"Each method is its weight times its loss, plus the supervised loss. The weight was chosen by validation among {factors} times the usual one, "
+        "Each method is its weight times its loss, plus the supervised loss; alone is that loss times its weight. "
+        f"The weight was chosen by validation among {factors} times the usual one, "
         f"one run each with a seed that is in no figure here. Then {told['seeds']} seeds; the last epoch is scored on the test split.",
         f"Intervals are 95%, Student's t over {told['seeds']} seeds (paired for differences, in points). p: paired t-test, Holm-adjusted over the methods.",
         f"limbeck {told['limbeck']}, torch {told['torch']}.",
@@ -69,7 +70,7 @@ def _cells(row: Mapping[str, Any]) -> list[tuple[str, float | str]]:
         (f"{_percent(row['mean'])} ({100 * row['low']:.2f} to {100 * row['high']:.2f})", row["mean"]),
         *_gap(kd),
         *_gap(alone),
-        ("" if row["weight"] is None else f"{row['weight']:g}", row["weight"] or 0.0),
+        (f"{row['weight']:g}", row["weight"]),
         (_percent(row["validation"]), row["validation"]),
         (f"{row['parameters']:,}", row["parameters"]),
     ]
