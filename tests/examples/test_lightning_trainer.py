@@ -23,7 +23,7 @@ pytestmark = [
 
 def test_it_learns_and_its_checkpoint_holds_projector_and_student_and_no_teacher(run: Callable[..., Any], tmp_path: Path) -> None:
     trainer, seen = run("lightning_trainer", epochs=2)
-    projector = {f"terms.1.objective.projector.linear.{each}" for each in ("weight", "bias")}
+    projector = {f"terms.1.objective.projectors.0.linear.{each}" for each in ("weight", "bias")}
     student = {f"student.{name}" for name in seen.student.state_dict()}
     assert seen.moved() == projector | student
     assert not seen.teacher_moved()

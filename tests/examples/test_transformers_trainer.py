@@ -18,7 +18,7 @@ def test_it_learns_with_its_projector_and_leaves_the_teacher_alone(run: Callable
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert len(losses) == 3
     assert losses[0] > 1.2 * losses[1] > 1.2 * losses[2] > 0
-    assert {name for name in seen.moved() if name.startswith("terms.")} == {f"terms.1.objective.projector.linear.{each}" for each in ("weight", "bias")}
+    assert {name for name in seen.moved() if name.startswith("terms.")} == {f"terms.1.objective.projectors.0.linear.{each}" for each in ("weight", "bias")}
     assert {f"student.{name}" for name, _ in seen.student.named_parameters()} <= seen.moved()
     assert not seen.teacher_moved()
     assert not any("teacher" in name for name in trainer.model.state_dict())

@@ -29,7 +29,7 @@ from limbeck.measure.size import parameters
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.frozen import Frozen
 
-from .publish import Publication, choose, publish_module, test_metrics, training_metrics
+from .publish import Publication, choose, metrics_of_test, publish_module, training_metrics
 
 __all__ = ["Result", "distill"]
 
@@ -251,4 +251,4 @@ def _tested(task: Task, student: nn.Module, teacher: Teacher, device: torch.devi
 
     said = predict(ask, task, "test", device=device)
     theirs = torch.cat(answers)
-    return test_metrics(said, theirs if theirs.shape == said.logits.shape else None)
+    return metrics_of_test(said, theirs if theirs.shape == said.logits.shape else None)

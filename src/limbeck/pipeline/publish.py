@@ -25,7 +25,7 @@ from limbeck.measure.answers import numbers, yes_or_no
 from limbeck.measure.fidelity import fidelity
 from limbeck.measure.size import macs, parameters
 
-__all__ = ["Publication", "choose", "publish_module", "real_batch", "real_inputs", "seal_with_proof", "test_metrics", "training_metrics"]
+__all__ = ["Publication", "choose", "metrics_of_test", "publish_module", "real_batch", "real_inputs", "seal_with_proof", "training_metrics"]
 
 GOLDEN = 8
 """How many inputs and answers an artifact keeps as its golden ones."""
@@ -98,13 +98,13 @@ def seal_with_proof(
         said = predict(answer, task, "test", device=device)
         save_file({"logits": said.logits.contiguous(), "labels": said.labels.contiguous(), "ids": said.ids.contiguous()}, folder / "predictions.safetensors")
         comparable = told.teacher is not None and torch.equal(told.teacher["ids"], said.ids)
-        metrics |= test_metrics(said, told.teacher["logits"] if told.teacher is not None and comparable else None)
+        metrics |= metrics_of_test(said, told.teacher["logits"] if told.teacher is not None and comparable else None)
     write_json(folder / "lineage.json", dict(told.lineage))
     (folder / "recipe.yaml").write_text(told.recipe)
     seal(folder, name=told.name, kind=kind, model=model, stage_hash=told.stage_hash, spec=spec, metrics=metrics)
 
 
-def test_metrics(said: Predictions, teacher: Tensor | None) -> dict[str, Any]:
+def metrics_of_test(said: Predictions, teacher: Tensor | None) -> dict[str, Any]:
     """Return how good the answers on the test split are, and how much of the `teacher`'s logits `[N, C]` they keep.
 
     Fidelity is about classes: other answers have their task's own scores, under their names with `test_` before them, and what is known of the split as a
