@@ -53,7 +53,9 @@ def test_distill_measures_the_task_s_own_scores(kind: str, kept: bool, tmp_path:
     assert OWN[kind] <= done.metrics.keys() and not FIDELITY & done.metrics.keys() and done.metrics["examples"] == 16
     batch = next(iter(mine.loader("test", batch_size=16).batches(0)))
     scores = mine.scores(mine.forward(student, batch), batch)
-    assert {name: done.metrics[f"test_{name}"] for name in scores} == pytest.approx({name: float(value.detach().mean()) for name, value in scores.items()}, rel=1e-5)
+    assert {name: done.metrics[f"test_{name}"] for name in scores} == pytest.approx(
+        {name: float(value.detach().mean()) for name, value in scores.items()}, rel=1e-5
+    )
     if kind == "regression":
         assert done.metrics["test_rmse"] == pytest.approx(done.metrics["test_mse"] ** 0.5)
     assert done.metrics["best_epoch"] >= 1 and done.metrics[f"validation_{mine.metric}"] is not None
