@@ -1,14 +1,14 @@
 """What each objective costs on top of the student's own step: `python benchmarks/objectives.py [--rounds 9] [--only response.kd,...]`.
 
-The student is resnet8x4, the teacher's records are those of a resnet32x4, for 128 images of 3x32x32 and 100 classes; objectives of token models are timed on a
-ViT of 6 blocks of 192 taught by one of 256. What is timed, in alternating pairs: the student's forward, cross-entropy and backward; and the same with the
-objective added. The teacher's forward is not in it: it is paid once whatever is matched. Before the timing every objective is bound as a scheme binds
-it, its layers paired by themselves; the optimizer's step over its own parameters is left out. `share` is (with - without) / without, the median over rounds of pairs,
-with a 95% bootstrap interval. The bar is 10% for objectives that compare maps or batches, 40% for CRD, ReviewKD, SemCKD, MGD and the adversarial ones (the
-opponent's phase is a step of its own and is not in it).
+The student is resnet8x4, the teacher's records are those of a resnet32x4, for 128 images of 3x32x32 and 100 classes; objectives of token models are
+timed on a ViT of 6 blocks of 192 taught by one of 256. What is timed, in alternating pairs: the student's forward, cross-entropy and backward; and
+the same with the objective added. The teacher's forward is not in it: it is paid once whatever is matched. Before the timing every objective is bound
+as a scheme binds it, its layers paired by themselves; the optimizer's step over its own parameters is left out. `share` is (with - without) /
+without, the median over rounds of pairs, with a 95% bootstrap interval. The bar is 10% for objectives that compare maps or batches, 40% for CRD,
+ReviewKD, SemCKD, MGD and the adversarial ones (the opponent's phase is a step of its own and is not in it).
 
-With `--memory`: the peak of resident memory of forward and backward on a batch of 2,048 vectors of 1,024 for the objectives that compare all pairs, each in a
-process of its own, over what was resident before it, in multiples of N^2 float32 (16 MiB); N^2 D would be 1,024 multiples.
+With `--memory`: the peak of resident memory of forward and backward on a batch of 2,048 vectors of 1,024 for the objectives that compare all pairs,
+each in a process of its own, over what was resident before it, in multiples of N^2 float32 (16 MiB); N^2 D would be 1,024 multiples.
 """
 
 import argparse
