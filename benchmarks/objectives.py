@@ -47,7 +47,7 @@ TOKENS: dict[str, dict[str, Any]] = {
 }
 """Objectives of token models, with the options that such a pair of models needs."""
 MORE: dict[str, dict[str, Any]] = {"response.standardized": {"of": {"kind": "response.kd"}}}
-PAIRWISE = ("relation.pkt", "relation.sp", "relation.rkd_distance", "relation.cc", "relation.rkd_angle")
+PAIRWISE = ("relation.pkt", "relation.sp", "relation.rkd_distance", "relation.cc")
 
 
 def main() -> None:
@@ -165,12 +165,12 @@ def peak(name: str) -> float:
     draw = torch.Generator().manual_seed(0)
 
     def said(path: str) -> Knowledge:
-        return Knowledge({"main": Dense(torch.zeros(1, 2))}, {path: torch.randn(count, width, generator=draw)})
+        return Knowledge({"main": Dense(torch.zeros(count, 2))}, {path: torch.randn(count, width, generator=draw)})
 
     student, teacher = said("s"), said("t")
     feature = student.features["s"].requires_grad_()
-    small = Knowledge({"main": Dense(torch.zeros(1, 2))}, {"s": feature[:8].detach().requires_grad_()})
-    other = Knowledge({"main": Dense(torch.zeros(1, 2))}, {"t": teacher.features["t"][:8]})
+    small = Knowledge({"main": Dense(torch.zeros(8, 2))}, {"s": feature[:8].detach().requires_grad_()})
+    other = Knowledge({"main": Dense(torch.zeros(8, 2))}, {"t": teacher.features["t"][:8]})
     task: Task = Classify(classes=2)
     objective.bind(small, other, task, None)
     objective(small, other, {}).backward()  # what torch loads at the first use
