@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
+from types import FunctionType
 from typing import Any, cast
 
 import pytest
@@ -80,7 +81,7 @@ def layer(path: str, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """A layer of the standard pair, for objectives that build on one; the same weights every time."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        return {"pool": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "head": nn.Linear(*shapes["pool"], C)}[path]
+        return {"pool": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "head": nn.Linear(shapes["pool"][0], C)}[path]
 
 
 def change(knowledge: Knowledge, how: Any) -> Knowledge:
@@ -310,6 +311,17 @@ def test_a_response_objective_refuses_other_classes_and_other_links(kind: str) -
         objective.bind(student, Knowledge({"main": Dense(torch.zeros(2, 7), own)}), TASK, None)
     with pytest.raises(MismatchError, match=rf"{own}.*{other}"):
         objective.bind(student, stranger, TASK, None)
+
+
+@every
+def test_overrides_no_concrete_method_of_a_shared_base_but_its_hooks(kind: str) -> None:
+    lineage = [base for base in find("objectives", kind).__mro__ if base.__module__.startswith("limbeck.objectives.")]
+    for at, base in enumerate(lineage):
+        for name, member in vars(base).items():
+            if name.startswith("__") or not isinstance(member, (FunctionType, property)) or getattr(member, "__isabstractmethod__", False):
+                continue
+            below = [final.__name__ for final in lineage[:at] if name in vars(final)]
+            assert not below or (member.__doc__ or "").startswith("Hook:"), f"{below[0]} overrides {base.__name__}.{name}"
 
 
 @every

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from limbeck.core.ask import ask
 from limbeck.core.errors import MismatchError
 from limbeck.core.knowledge import Reads
-from limbeck.core.lookup import build, names
+from limbeck.core.lookup import build
 from limbeck.core.task import default_task
 from limbeck.objectives._pairing import pair
 
@@ -60,7 +60,6 @@ def test_the_stages_of_every_model_of_ours(kind: str, options: dict[str, Any], s
     assert of(found, "vector") == ["head:in"]
 
 
-@pytest.mark.skipif("vit" not in names("models"), reason="there is no vit")
 def test_a_vision_transformer_s_stages_are_its_blocks() -> None:
     found = ours("vit")
     blocks = of(found)

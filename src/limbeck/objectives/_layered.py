@@ -23,48 +23,62 @@ Layers = Literal["auto"] | dict[str, str]
 class Layered(Objective):
     """An objective that matches layers of the student with layers of the teacher.
 
-    A final class passes `layers` on, gives `fit` what it builds from two records, and reads both sides in `forward` by `matched`.
+    A final class passes `layers` on (and `reads` False where its options leave it no layer to read), gives `fit` what it builds from two records, and reads
+    both sides in `forward` by `matched`. What it does of its own in the steps that are written here it says in hooks: `paired`, `chosen`, `reading`, `bound`.
     """
 
     wish: ClassVar[Wish] = "stages"
     """Which layers `auto` pairs."""
 
-    def __init__(self, layers: Layers) -> None:
+    def __init__(self, layers: Layers, *, reads: bool = True) -> None:
         super().__init__()
         if layers != "auto" and not (isinstance(layers, dict) and layers):
             told = f"cannot match the layers {layers!r}" if layers else "has no layers to match"
             raise RecipeError(f"{type(self).__name__} {told}: write layers: {{layer2: layer2}} (student: teacher), or layers: auto")
         self.layers: Layers = layers
-        self._pairs: list[tuple[str, str]] = [] if layers == "auto" else [(str(ours), str(theirs)) for ours, theirs in layers.items()]
+        self.undecided = reads and layers == "auto"
+        self._pairs = [] if layers == "auto" else [(str(ours), str(theirs)) for ours, theirs in layers.items()]
         self._shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] | None = None
 
-    @property
-    def undecided(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return not self._pairs
-
     def choose(self, student: Knowledge, teacher: Knowledge | None) -> None:
-        if self._pairs:
+        if not self.undecided:
             return
-        ours, theirs = student.shapes, given(self, teacher).shapes
-        self._pairs = pair(self.wish, ours, theirs, student.main.classes, type(self).__name__)
+        said, named = given(self, teacher), self._pairs
+        self._pairs = self.paired(student, said)
+        self.undecided = False
         self.said = tuple(
-            f"{type(self).__name__} pairs the student's {_told(one, ours)} with the teacher's {_told(other, theirs)}" for one, other in self._pairs
+            f"{type(self).__name__} pairs the student's {_told(one, student.shapes)} with the teacher's {_told(other, said.shapes)}"
+            for one, other in self._pairs
+            if (one, other) not in named
         )
+        self.chosen(student, said)
+
+    def paired(self, student: Knowledge, teacher: Knowledge) -> list[tuple[str, str]]:
+        """Hook: return the pairs of layers where these are left open, by `wish`."""
+        return pair(self.wish, student.shapes, teacher.shapes, student.main.classes, type(self).__name__)
+
+    def chosen(self, student: Knowledge, teacher: Knowledge) -> None:
+        """Hook: decide what follows from the layers that `choose` has just paired, and add to `said`."""
 
     @property
     def pairs(self) -> Sequence[tuple[str, str]]:
         """The pairs of layers, student's and teacher's, once they are chosen."""
-        assert self._pairs, "layers are chosen before they are read"
+        assert not self.undecided, "layers are chosen before they are read"
         return self._pairs
 
     @property
     def needs(self) -> Needs:
         none = frozenset[str]()
-        return Needs(student=Reads(none, frozenset(ours for ours, _ in self.pairs)), teacher=Reads(none, frozenset(theirs for _, theirs in self.pairs)))
+        return self.reading(Reads(none, frozenset(ours for ours, _ in self.pairs)), Reads(none, frozenset(theirs for _, theirs in self.pairs)))
+
+    def reading(self, student: Reads, teacher: Reads) -> Needs:
+        """Hook: return what is read, the layers of both sides and whatever else a final class adds to them."""
+        return Needs(student, teacher)
 
     def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
-        self._check_rows(student, given(self, teacher))
-        found = list(self.matched(student, teacher))
+        said = given(self, teacher)
+        self._check_rows(student, said)
+        found = list(self.matched(student, said))
         shapes = [(tuple(ours.shape[1:]), tuple(theirs.shape[1:])) for ours, theirs in found]
         if self._shapes is None:
             self.fit(found)
@@ -72,6 +86,10 @@ class Layered(Objective):
         elif shapes != self._shapes:
             bound, now = (" and ".join(f"{list(ours)} (student), {list(theirs)} (teacher)" for ours, theirs in them) for them in (self._shapes, shapes))
             raise MismatchError(f"{type(self).__name__} was bound to features {bound}, not to {now}: make a new one")
+        self.bound(student, said, facts)
+
+    def bound(self, student: Knowledge, teacher: Knowledge, facts: Facts | None) -> None:
+        """Hook: check, and build, what depends on more than the features; called after `fit`, and at every binding."""
 
     def _check_rows(self, student: Knowledge, teacher: Knowledge) -> None:
         """Refuse layers whose first axis is not that of the predictions, where these are known."""

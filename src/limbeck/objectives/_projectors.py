@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from limbeck.core.errors import MismatchError
 
-from ._precision import at_least_float32
+from ._precision import at_least_float32, place
 
 __all__ = ["Projector", "as_map", "as_tokens", "projector", "projectors", "resized"]
 
@@ -120,10 +120,9 @@ def projector(student: Tensor, teacher: Tensor, *, names: tuple[str, str]) -> Pr
     have, want = (x.shape[-1 if x.ndim == 3 else 1] for x in (student, teacher))
     if reshape is None and have == want:
         return None
-    place = {"device": student.device, "dtype": torch.promote_types(student.dtype, torch.float32)}
-    linear = None
+    where, linear = place(student), None
     if have != want:
-        linear = nn.Conv2d(have, want, 1, **place) if teacher.ndim == 4 else nn.Linear(have, want, **place)
+        linear = nn.Conv2d(have, want, 1, **where) if teacher.ndim == 4 else nn.Linear(have, want, **where)
     return Projector(None, linear, reshape=reshape)
 
 

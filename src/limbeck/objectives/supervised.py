@@ -3,8 +3,6 @@
 The second term of Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531, sec. 2: cross-entropy with the correct labels.
 """
 
-from typing import Any, Self
-
 from torch import Tensor
 
 from limbeck.core.errors import MismatchError
@@ -12,17 +10,9 @@ from limbeck.core.knowledge import Knowledge, Needs
 from limbeck.core.objective import Objective
 from limbeck.core.task import Batch, Facts, Task
 
+from ._held import Held
+
 __all__ = ["Supervised"]
-
-
-class _Held:
-    """A task held by reference: no submodule of who holds it, and shared by copies, data and all."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
 
 
 class Supervised(Objective):
@@ -36,7 +26,7 @@ class Supervised(Objective):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: _Held | None = None
+        self._held: Held[Task] | None = None
 
     @property
     def needs(self) -> Needs:
@@ -45,9 +35,9 @@ class Supervised(Objective):
     def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
         if facts is not None and not facts.labelled:
             raise MismatchError("supervised needs labels and the data carry none: leave it out, or use labelled data")
-        self._held = _Held(task)
+        self._held = Held(task)
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
         if self._held is None:
             raise MismatchError("supervised was not bound to a task: let a scheme bind it, or call bind first")
-        return self._held.task.loss(student, batch)
+        return self._held.value.loss(student, batch)

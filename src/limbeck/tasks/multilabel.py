@@ -5,8 +5,6 @@ Shapes: N examples, C classes.
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +15,14 @@ from limbeck.core.errors import DataError, MismatchError, RecipeError
 from limbeck.core.knowledge import Dense, Knowledge
 from limbeck.core.task import Batch, Facts, Split
 
-from ._adapter import as_batch, as_logits, real_numbers
-from ._file import FileSupply
-from ._supply import Supplied, UserLoaders, fitting
+from ._adapter import as_logits, real_numbers
+from ._supply import fitting
+from ._targets import Targeted
 
 __all__ = ["MultiLabel"]
 
 
-class MultiLabel(Supplied):
+class MultiLabel(Targeted):
     """Several labels at once, over a user's own loaders or an `.npz`; without either it is the task of a user's own loop.
 
     `loss_n = -sum_c [w_c y_nc log sigmoid(z_nc) + (1 - y_nc) log sigmoid(-z_nc)]`, w being `pos_weight`: the sum over classes, which is the negative
@@ -70,15 +68,11 @@ class MultiLabel(Supplied):
         split_seed: int = 0,
         normalize: bool = True,
     ) -> None:
-        if loaders and root:
-            raise RecipeError(f"MultiLabel has loaders and root {root!r}: give one of the two")
         if pos_weight is not None and not all(math.isfinite(weight) and weight > 0 for weight in pos_weight):
             raise RecipeError(f"pos_weight is {pos_weight}; weights are finite numbers above zero")
         if pos_weight is not None and class_names is not None and len(pos_weight) != len(class_names):
             raise RecipeError(f"pos_weight and class_names speak of {len(pos_weight)} and {len(class_names)} classes; they must agree")
-        read = partial(as_batch, input=input, label=label, task="MultiLabel", target=_yes_or_no)
-        file = FileSupply(Path(root), _yes_or_no, validation=validation, split_seed=split_seed, normalize=normalize) if root else None
-        super().__init__(file or UserLoaders(loaders, read, "MultiLabel"), read)
+        super().__init__(loaders, root, _yes_or_no, input=input, label=label, validation=validation, split_seed=split_seed, normalize=normalize)
         self._weight = None if pos_weight is None else torch.tensor(pos_weight)
         self._names = class_names
 

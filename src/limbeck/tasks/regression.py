@@ -4,24 +4,22 @@ Shapes: N examples, D numbers each.
 """
 
 from collections.abc import Iterable, Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from limbeck.core.errors import DataError, MismatchError, RecipeError
+from limbeck.core.errors import DataError, MismatchError
 from limbeck.core.knowledge import Dense, Knowledge
 from limbeck.core.task import Batch, Facts, Split
 
-from ._adapter import as_batch, as_logits, real_numbers
-from ._file import FileSupply
-from ._supply import Supplied, UserLoaders, fitting
+from ._adapter import as_logits, real_numbers
+from ._supply import fitting
+from ._targets import Targeted
 
 __all__ = ["Regression"]
 
 
-class Regression(Supplied):
+class Regression(Targeted):
     """Real numbers as targets, over a user's own loaders or an `.npz`; without either it is the task of a user's own loop.
 
     `loss_n = sum_d (z_nd - y_nd)^2`: the sum over an example's numbers, of the size of `response.regression_kd`, so that weights of the two mean what they
@@ -64,11 +62,7 @@ class Regression(Supplied):
         split_seed: int = 0,
         normalize: bool = True,
     ) -> None:
-        if loaders and root:
-            raise RecipeError(f"Regression has loaders and root {root!r}: give one of the two")
-        read = partial(as_batch, input=input, label=label, task="Regression", target=_numbers)
-        file = FileSupply(Path(root), _numbers, validation=validation, split_seed=split_seed, normalize=normalize) if root else None
-        super().__init__(file or UserLoaders(loaders, read, "Regression"), read)
+        super().__init__(loaders, root, _numbers, input=input, label=label, validation=validation, split_seed=split_seed, normalize=normalize)
         self._names = class_names
 
     def facts(self) -> Facts:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.objectives.conftest import check_sound
 from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError, RecipeError
@@ -128,6 +129,4 @@ def test_any_feature_has_a_finite_loss_and_gradient(shape: tuple[int, ...], scal
     scale = 1.0 if dtype == torch.float16 else scale  # the gradient itself must be a number that half precision has
     student = (torch.randn(shape) * scale).to(dtype).requires_grad_()
     loss = ab_loss(student, torch.randn(shape).to(dtype))
-    assert loss.dtype == torch.promote_types(dtype, torch.float32)
-    assert loss.isfinite().all()
-    assert torch.autograd.grad(loss.sum(), student)[0].isfinite().all()
+    check_sound(loss, student)

@@ -4,8 +4,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from limbeck.core.errors import MismatchError, RecipeError
@@ -75,19 +73,3 @@ def test_what_does_not_fit_is_refused() -> None:
         Patient(layers={"s": "t"}).bind(Knowledge({}, {"s": torch.zeros(2, 4, 3, 3)}), Knowledge({}, {"t": torch.zeros(2, 4, 3, 3)}), NO_TASK, None)
     with pytest.raises(MismatchError, match="length"):
         Patient(layers={"s": "t"}, tokens="all").bind(Knowledge({}, {"s": torch.zeros(2, 3, 4)}), Knowledge({}, {"t": torch.zeros(2, 5, 4)}), NO_TASK, None)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.sampled_from([(1, 1), (3, 5), (1, 1, 1), (2, 3, 4)]),
-    st.sampled_from([1e-4, 1.0, 1e4]),
-    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-    st.booleans(),
-)
-def test_any_states_have_a_finite_loss_and_gradient(shape: tuple[int, ...], scale: float, dtype: torch.dtype, dead: bool) -> None:
-    scale = 1.0 if dtype == torch.float16 else scale  # the gradient itself must be a number that half precision has
-    student = (torch.randn(shape) * scale * (not dead)).to(dtype).requires_grad_()
-    loss = patient_loss(student, torch.randn(shape).to(dtype))
-    assert loss.dtype == torch.promote_types(dtype, torch.float32)
-    assert loss.isfinite().all()
-    assert torch.autograd.grad(loss.sum(), student)[0].isfinite().all()

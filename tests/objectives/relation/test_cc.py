@@ -5,12 +5,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.errors import RecipeError
 from limbeck.objectives.relation.cc import CC, cc_loss
 
 
@@ -36,7 +34,7 @@ def test_it_equals_a_loop_in_value_and_gradient(ours: tuple[int, ...], theirs: t
 def test_the_expansion_ends_in_the_gaussian_kernel() -> None:
     student, teacher = torch.randn(2, 5, 4, dtype=torch.float64).unbind()
     kernels = [(-0.4 * torch.cdist(F.normalize(x), F.normalize(x)).square()).exp() for x in (student, teacher)]
-    assert cc_loss(student, teacher, order=20).item() == pytest.approx(F.mse_loss(*kernels).item(), rel=1e-9)
+    assert cc_loss(student, teacher, order=20).item() == pytest.approx(F.mse_loss(kernels[0], kernels[1]).item(), rel=1e-9)
 
 
 def test_the_bilinear_kernel_is_the_cosine() -> None:
@@ -45,25 +43,7 @@ def test_the_bilinear_kernel_is_the_cosine() -> None:
     assert cc_loss(student, teacher, kernel="bilinear").item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-@given(
-    n=st.integers(1, 5), shape=st.sampled_from([(1,), (3,), (1, 1), (2, 3, 5), (1, 1, 1)]), scale=st.sampled_from([1e-4, 1.0, 1e4]),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]), kernel=st.sampled_from(["gaussian", "bilinear"]),
-)  # fmt: skip
-@settings(max_examples=25, deadline=None)
-def test_it_is_finite_everywhere(n: int, shape: tuple[int, ...], scale: float, dtype: torch.dtype, kernel: Any) -> None:
-    student = (torch.randn(n, *shape) * scale).to(dtype)
-    teacher = (torch.randn(n, 2) * scale).to(dtype)
-    loss = cc_loss(student, teacher, kernel=kernel)
-    exact = (student if dtype == torch.float64 else student.float()).requires_grad_()  # a slope above 65504 has no float16
-    cc_loss(exact, teacher, kernel=kernel).backward()
-    assert exact.grad is not None
-    assert loss.isfinite() and exact.grad.isfinite().all()
-    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-
-
 def test_what_cannot_be_meant_is_refused() -> None:
-    with pytest.raises(MismatchError, match=r"\[2, 4\].*\[3, 4\]"):
-        cc_loss(torch.zeros(2, 4), torch.zeros(3, 4))
     with pytest.raises(RecipeError, match="did you mean 'gaussian'"):
         CC(kernel=cast(Any, "gauss"))
     with pytest.raises(RecipeError, match="gamma is 0"):

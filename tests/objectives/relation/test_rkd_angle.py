@@ -4,13 +4,11 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.errors import RecipeError
 from limbeck.objectives.relation import rkd_angle
 from limbeck.objectives.relation.rkd_angle import RKDAngle, rkd_angle_loss
 
@@ -72,25 +70,6 @@ def test_no_tensor_grows_with_the_cube_of_the_batch_or_with_its_square_times_the
     assert largest.seen == 24 * 100, "the features are the largest of all"
 
 
-@given(
-    n=st.integers(1, 5), shape=st.sampled_from([(1,), (3,), (1, 1), (2, 3, 5), (1, 1, 1)]), scale=st.sampled_from([1e-4, 1.0, 1e4]),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-)  # fmt: skip
-@settings(max_examples=25, deadline=None)
-def test_it_is_finite_everywhere(n: int, shape: tuple[int, ...], scale: float, dtype: torch.dtype) -> None:
-    student = (torch.randn(n, *shape) * scale).to(dtype)
-    student[-1] = student[0]
-    teacher = (torch.randn(n, 2) * scale).to(dtype)
-    loss = rkd_angle_loss(student, teacher)
-    exact = (student if dtype == torch.float64 else student.float()).requires_grad_()  # a slope above 65504 has no float16
-    rkd_angle_loss(exact, teacher).backward()
-    assert exact.grad is not None
-    assert loss.isfinite() and exact.grad.isfinite().all()
-    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-
-
 def test_what_cannot_be_meant_is_refused() -> None:
-    with pytest.raises(MismatchError, match=r"\[2, 4\].*\[3, 4\]"):
-        rkd_angle_loss(torch.zeros(2, 4), torch.zeros(3, 4))
     with pytest.raises(RecipeError, match="did you mean 'sum'"):
         RKDAngle(reduction=cast(Any, "sums"))

@@ -5,12 +5,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.errors import RecipeError
 from limbeck.core.knowledge import Dense, Knowledge
 from limbeck.core.task import Task
 from limbeck.objectives.relation.rkd_distance import RKDDistance, rkd_distance_loss
@@ -63,22 +61,6 @@ def test_equal_rows_have_distance_zero_and_no_gradient() -> None:
     assert not student.grad.any()
 
 
-@given(
-    n=st.integers(1, 5), shape=st.sampled_from([(1,), (3,), (1, 1), (2, 3, 5), (1, 1, 1)]), scale=st.sampled_from([1e-4, 1.0, 1e4]),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-)  # fmt: skip
-@settings(max_examples=25, deadline=None)
-def test_it_is_finite_everywhere(n: int, shape: tuple[int, ...], scale: float, dtype: torch.dtype) -> None:
-    student = (torch.randn(n, *shape) * scale).to(dtype)
-    teacher = (torch.randn(n, 2) * scale).to(dtype)
-    loss = rkd_distance_loss(student, teacher)
-    exact = (student if dtype == torch.float64 else student.float()).requires_grad_()  # a slope above 65504 has no float16
-    rkd_distance_loss(exact, teacher).backward()
-    assert exact.grad is not None
-    assert loss.isfinite() and exact.grad.isfinite().all()
-    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-
-
 def test_a_bound_one_reads_its_layers_sums_them_and_leaves_masked_examples_out() -> None:
     objective = RKDDistance(layers={"a": "b", "c": "d"})
     features = {name: torch.randn(4, 3) for name in "abcd"}
@@ -91,7 +73,5 @@ def test_a_bound_one_reads_its_layers_sums_them_and_leaves_masked_examples_out()
 
 
 def test_what_cannot_be_meant_is_refused() -> None:
-    with pytest.raises(MismatchError, match=r"\[2, 4\].*\[3, 4\]"):
-        rkd_distance_loss(torch.zeros(2, 4), torch.zeros(3, 4))
     with pytest.raises(RecipeError, match="did you mean 'mean'"):
         RKDDistance(reduction=cast(Any, "means"))

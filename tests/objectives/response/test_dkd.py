@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.objectives.conftest import check_sound
 from torch import Tensor
 
 from limbeck.core.errors import MismatchError, RecipeError
@@ -80,10 +81,8 @@ def test_the_labels_logit_does_not_move_the_others_part() -> None:
 def test_loss_and_gradient_are_finite_everywhere(scale: float, dtype: torch.dtype, n: int, classes: int) -> None:
     student, teacher = (scale * torch.randn(2, n, 3, classes)).to(dtype).unbind()
     loss = dkd_loss(student.requires_grad_(), teacher, torch.randint(classes, (n, 3)))
-    (gradient,) = torch.autograd.grad(loss.sum(), student)
     assert loss.shape == (n, 3)
-    assert torch.isfinite(loss).all()
-    assert torch.isfinite(gradient).all()
+    check_sound(loss, student)
 
 
 @pytest.mark.parametrize("label", [-100, 5])

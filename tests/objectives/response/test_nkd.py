@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.objectives.conftest import check_sound
 from torch.nn import functional as F
 
 from limbeck.core.errors import MismatchError, RecipeError
@@ -68,10 +69,8 @@ def test_a_certain_teacher_without_gamma_is_the_cross_entropy() -> None:
 def test_loss_and_gradient_are_finite_everywhere(scale: float, dtype: torch.dtype, n: int, classes: int) -> None:
     student, teacher = (scale * torch.randn(2, n, 3, classes)).to(dtype).unbind()
     loss = nkd_loss(student.requires_grad_(), teacher, torch.randint(classes, (n, 3)))
-    (gradient,) = torch.autograd.grad(loss.sum(), student)
     assert loss.shape == (n, 3)
-    assert torch.isfinite(loss).all()
-    assert torch.isfinite(gradient).all()
+    check_sound(loss, student)
 
 
 def test_what_cannot_be_meant_is_refused() -> None:

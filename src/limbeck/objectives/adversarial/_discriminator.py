@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError
+from limbeck.objectives._precision import place
 
 __all__ = ["Discriminator", "discriminator"]
 
@@ -40,11 +41,11 @@ def discriminator(example: Tensor, hidden: int, *, kept: int = 1) -> Discriminat
     """
     if example.ndim < 2 or (kept == 1 and example.ndim > 4):
         raise MismatchError(f"a discriminator reads vectors [N, D], sequences [N, T, D] or maps [N, D, H, W], not {list(example.shape)}: name another layer")
-    place = {"device": example.device, "dtype": torch.promote_types(example.dtype, torch.float32)}
+    where = place(example)
     if kept == 1 and example.ndim == 4:
-        first = nn.Conv2d(example.shape[1], hidden, 3, 2, 1, **place)
-        layers = [first, nn.LeakyReLU(_SLOPE), nn.Conv2d(hidden, hidden, 3, 2, 1, **place), nn.LeakyReLU(_SLOPE), nn.Conv2d(hidden, 1, 1, **place)]
+        first = nn.Conv2d(example.shape[1], hidden, 3, 2, 1, **where)
+        layers = [first, nn.LeakyReLU(_SLOPE), nn.Conv2d(hidden, hidden, 3, 2, 1, **where), nn.LeakyReLU(_SLOPE), nn.Conv2d(hidden, 1, 1, **where)]
     else:
-        first = nn.Linear(example.shape[-1], hidden, **place)
-        layers = [first, nn.LeakyReLU(_SLOPE), nn.Linear(hidden, hidden, **place), nn.LeakyReLU(_SLOPE), nn.Linear(hidden, 1, **place)]
+        first = nn.Linear(example.shape[-1], hidden, **where)
+        layers = [first, nn.LeakyReLU(_SLOPE), nn.Linear(hidden, hidden, **where), nn.LeakyReLU(_SLOPE), nn.Linear(hidden, 1, **where)]
     return Discriminator(nn.Sequential(*layers), kept)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.core.errors import RecipeError, did_you_mean
+from limbeck.core.errors import RecipeError
+from limbeck.objectives._options import check_choice
 
 __all__ = ["PENALTY", "ROUNDS", "Game", "check_game", "gradient_penalty", "opponent_loss", "student_loss"]
 
@@ -24,13 +25,12 @@ ROUNDS: dict[str, int] = {"plain": 1, "wgan_gp": 5}
 """Steps of the discriminator before each of the student: k and n_critic of the papers."""
 
 
-def check_game(objective: str, loss: str, rounds: int | None, hidden: int) -> None:
+def check_game(objective: nn.Module, loss: str, rounds: int | None, hidden: int) -> None:
     """Refuse a game that there is not, no rounds, and a discriminator of no width."""
-    if loss not in ROUNDS:
-        raise RecipeError(f"no loss {loss!r} for {objective}{did_you_mean(loss, ROUNDS)}")
+    check_choice(objective, "loss", loss, ROUNDS)
     for name, value in (("rounds", ROUNDS[loss] if rounds is None else rounds), ("hidden", hidden)):
         if value < 1:
-            raise RecipeError(f"{name} of {objective} is {value}; it must be 1 or more")
+            raise RecipeError(f"{name} of {type(objective).__name__} is {value}; it must be 1 or more")
 
 
 def student_loss(student: Tensor, *, loss: Game) -> Tensor:

@@ -22,7 +22,7 @@ from ._gan import PENALTY, ROUNDS, Game, check_game, gradient_penalty, opponent_
 __all__ = ["FeatureDiscriminator"]
 
 
-class FeatureDiscriminator(Layered, Contest):  # pyright: ignore[reportIncompatibleVariableOverride]
+class FeatureDiscriminator(Layered, Contest):
     """Be taken for the teacher, layer by layer: the sum over pairs of layers of -log sigmoid(D(r(f))), f the student's feature, one number per example.
 
     Shen et al. 2019, arXiv:1812.02425: D learns against it, -log sigmoid(D(g)) - log(1 - sigmoid(D(r(f)))), g the teacher's feature, in a phase of its own
@@ -50,7 +50,7 @@ class FeatureDiscriminator(Layered, Contest):  # pyright: ignore[reportIncompati
 
     def __init__(self, *, layers: Layers = "auto", loss: Game = "plain", rounds: int | None = None, hidden: int = 64) -> None:
         super().__init__(layers)
-        check_game("FeatureDiscriminator", loss, rounds, hidden)
+        check_game(self, loss, rounds, hidden)
         self.loss: Game = loss
         self.rounds = ROUNDS[loss] if rounds is None else rounds
         self.hidden = hidden

@@ -44,7 +44,7 @@ class LogitDiscriminator(Contest):
 
     def __init__(self, *, loss: Game = "plain", rounds: int | None = None, hidden: int = 128) -> None:
         super().__init__()
-        check_game("LogitDiscriminator", loss, rounds, hidden)
+        check_game(self, loss, rounds, hidden)
         self.loss: Game = loss
         self.rounds = ROUNDS[loss] if rounds is None else rounds
         self.hidden = hidden

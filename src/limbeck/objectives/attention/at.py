@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
+from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._options import check_choice
 from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._projectors import as_map
 
@@ -89,15 +90,13 @@ class AT(Layered):
         {kind: attention.at, layers: {layer1: layer1, layer2: layer2}, weight: 500}
     """
 
-    wish = "stages"
     usual = 500.0
 
     def __init__(self, *, layers: Layers = "auto", power: float = 2.0, distance: Literal["norm", "square"] = "norm") -> None:
         super().__init__(layers)
         if not (math.isfinite(power) and power >= 1):
             raise RecipeError(f"power is {power:g}; it must be a finite number of at least 1")
-        if distance not in ("norm", "square"):
-            raise RecipeError(f"no distance {distance!r} for AT{did_you_mean(distance, ('norm', 'square'))}")
+        check_choice(self, "distance", distance, ("norm", "square"))
         self.power = power
         self.distance: Literal["norm", "square"] = distance
 

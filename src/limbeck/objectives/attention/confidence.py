@@ -16,8 +16,9 @@ from limbeck.core.knowledge import Knowledge
 from limbeck.core.schedule import Number, check_number
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
-from limbeck.objectives._precision import at_least_float32
+from limbeck.objectives._precision import at_least_float32, place
 from limbeck.objectives._projectors import projectors
+from limbeck.objectives._shapes import check_alike
 
 __all__ = ["Confidence", "confidence_loss"]
 
@@ -35,10 +36,7 @@ def confidence_loss(student: Tensor, teacher: Tensor, doubt: Tensor, *, toleranc
     >>> confidence_loss(torch.zeros(1, 4), torch.ones(1, 4), torch.zeros(1, 1)), confidence_loss(torch.zeros(1, 4), torch.ones(1, 4), torch.ones(1, 1))
     (tensor([1.]), tensor([1.3679]))
     """
-    if student.shape != teacher.shape:
-        raise MismatchError(
-            f"the student's feature is {list(student.shape)} and the teacher's {list(teacher.shape)}: project the one to the other's shape first"
-        )
+    check_alike(student, teacher)
     ours, theirs = _places(at_least_float32(student)), _places(at_least_float32(teacher.detach()))
     if doubt.shape != ours.shape[:2]:
         raise MismatchError(f"the doubt is {list(doubt.shape)} and the features have {list(ours.shape[:2])} examples and places: give one number to each place")
@@ -65,10 +63,10 @@ class _Doubt(nn.Sequential):
 
     def __init__(self, teacher: Tensor, width: int) -> None:
         channels = teacher.shape[1] if teacher.ndim == 4 else teacher.shape[-1]
-        place = {"device": teacher.device, "dtype": torch.promote_types(teacher.dtype, torch.float32)}
-        last = nn.Linear(width, 1, **place)
+        where = place(teacher)
+        last = nn.Linear(width, 1, **where)
         nn.init.constant_(last.bias, -3.0)  # a weight of about 0.95: training starts near plain matching
-        super().__init__(nn.Linear(channels, width, **place), nn.Tanh(), last, nn.Softplus())
+        super().__init__(nn.Linear(channels, width, **where), nn.Tanh(), last, nn.Softplus())
 
 
 class Confidence(Layered):

@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
+from limbeck.core.errors import MismatchError
 from limbeck.core.knowledge import Knowledge, Needs, Reads
 from limbeck.core.objective import Objective
 from limbeck.core.task import Batch, Facts, Task
+from limbeck.objectives._options import check_choice
 from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._teacher import given
 
@@ -45,10 +46,9 @@ class GradientAT(Objective):
     """Match what the loss is sensitive to: ||J_s - J_t||_2, J = dL(x)/dx of each model's own supervised loss, one number per example.
 
     Zagoruyko and Komodakis 2017, arXiv:1612.03928, eq. 4; their factor beta / 2 belongs to the weight, for which they print no figure. J_s is part of the
-    loss, so that its gradient goes through a gradient: the student's forward and backward took about three times as long (ResNet-20 on a CPU), its graph
-    stays in memory, the teacher runs backward too, and every layer of the student must be differentiable twice: kernels that are not, such as fused
-    attention, must be turned off. A ReLU counts as straight: its second derivative is zero. Batch norm in training mode mixes examples into J_s; the
-    paper's networks had none.
+    loss, so that its gradient goes through a gradient: the student runs backward twice, the second time through the first, its graph stays in memory, the
+    teacher runs backward too, and every layer of the student must be differentiable twice: kernels that are not, such as fused attention, must be turned
+    off. A ReLU counts as straight: its second derivative is zero. Batch norm in training mode mixes examples into J_s; the paper's networks had none.
 
     Args:
         distance: norm is the paper's; square is its square, smooth where the two meet.
@@ -63,8 +63,7 @@ class GradientAT(Objective):
 
     def __init__(self, *, distance: Literal["norm", "square"] = "norm") -> None:
         super().__init__()
-        if distance not in ("norm", "square"):
-            raise RecipeError(f"no distance {distance!r} for GradientAT{did_you_mean(distance, ('norm', 'square'))}")
+        check_choice(self, "distance", distance, ("norm", "square"))
         self.distance: Literal["norm", "square"] = distance
 
     @property

@@ -5,23 +5,20 @@ Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", Fin
 Shapes: N examples, h heads, T tokens, D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError, RecipeError
-from limbeck.core.knowledge import Knowledge, Needs, Reads
-from limbeck.core.objective import Objective
-from limbeck.core.task import Batch, Facts, Task
-from limbeck.objectives._precision import at_least_float32
-from limbeck.objectives._teacher import given
+from limbeck.core.knowledge import Knowledge
+from limbeck.core.task import Batch
+from limbeck.objectives._layered import Layered
+from limbeck.objectives._precision import at_least_float32, place
 
 from ._uniform import is_pattern, uniform
 
 __all__ = ["Transformer", "transformer_loss"]
-
-_Pair = tuple[str, str]
 
 
 def transformer_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -43,7 +40,7 @@ def transformer_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (ours - theirs).masked_fill(ours == theirs, 0.0).square().flatten(1).mean(1)
 
 
-class Transformer(Objective):
+class Transformer(Layered):
     """Match layers of a transformer: sum over pairs of layers of MSE(A_s, A_t) of attention and MSE(H_s W_h, H_t) of hidden states, one number per example.
 
     Jiao et al. 2020, arXiv:1909.10351, sec. 3.1, every layer with weight 1 as there. MSE is the mean over an example's elements, heads and tokens included.
@@ -69,73 +66,44 @@ class Transformer(Objective):
     """
 
     def __init__(self, *, hidden: dict[str, str] | None = None, attention: dict[str, str] | None = None) -> None:
-        super().__init__()
+        super().__init__("auto")
         if not (hidden or attention):
             raise RecipeError("Transformer has nothing to match: write hidden: {blocks.*: blocks.*} (student: teacher), attention:, or both")
         self._named = {"hidden": list((hidden or {}).items()), "attention": list((attention or {}).items())}
-        self._pairs: dict[str, list[_Pair]] = {kind: [pair for pair in pairs if not any(map(is_pattern, pair))] for kind, pairs in self._named.items()}
-        self.undecided = any(is_pattern(path) for pairs in self._named.values() for pair in pairs for path in pair)
+        self._hidden = len(self._named["hidden"])
+        self._pairs = [both for pairs in self._named.values() for both in pairs if not any(map(is_pattern, both))]
+        self.undecided = len(self._pairs) < sum(map(len, self._named.values()))
         self.projectors = nn.ModuleDict()
-        self._shapes: list[tuple[torch.Size, torch.Size]] | None = None
 
-    def choose(self, student: Knowledge, teacher: Knowledge | None) -> None:
-        if not self.undecided:
-            return
-        ours, theirs, chosen = student.shapes, given(self, teacher).shapes, list[_Pair]()
-        for kind, pairs in self._named.items():
-            self._pairs[kind] = []
-            for pair in pairs:
-                found = uniform(*pair, ours, theirs, "Transformer") if any(map(is_pattern, pair)) else [pair]
-                self._pairs[kind] += found
-                chosen += found if found != [pair] else []
-        self.said = tuple(f"Transformer pairs {one} with {other}" for one, other in chosen)
-        self.undecided = False
+    def paired(self, student: Knowledge, teacher: Knowledge) -> list[tuple[str, str]]:
+        hidden, attention = (
+            [found for both in pairs for found in (uniform(*both, student.shapes, teacher.shapes, "Transformer") if any(map(is_pattern, both)) else [both])]
+            for pairs in self._named.values()
+        )
+        self._hidden = len(hidden)
+        return hidden + attention
 
-    @property
-    def needs(self) -> Needs:
-        pairs = [pair for kind in self._pairs.values() for pair in kind]
-        none = frozenset[str]()
-        return Needs(student=Reads(none, frozenset(ours for ours, _ in pairs)), teacher=Reads(none, frozenset(theirs for _, theirs in pairs)))
-
-    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
-        hidden, attention = (list(self._read(kind, student, teacher)) for kind in ("hidden", "attention"))
-        shapes = [(ours.shape[1:], theirs.shape[1:]) for ours, theirs in hidden + attention]
-        if self._shapes not in (None, shapes):
-            raise MismatchError(f"Transformer was bound to other features than {[[list(one), list(other)] for one, other in shapes]}: make a new one")
-        for (mine, its), (ours, theirs) in zip(self._pairs["attention"], attention, strict=True):
-            if ours.ndim != 4 or ours.shape != theirs.shape:
-                raise MismatchError(
-                    f"the student's {mine!r} gives {list(ours.shape)}, the teacher's {its!r} {list(theirs.shape)}: attention must be [N, heads, T, T] with "
-                    "equal heads; where they differ use attention.minilm, whose relations want no equal heads"
-                )
-        if self._shapes is None:
-            self._fit(hidden)
-            self._shapes = shapes
-
-    def _fit(self, hidden: Sequence[tuple[Tensor, Tensor]]) -> None:
-        for (mine, its), (ours, theirs) in zip(self._pairs["hidden"], hidden, strict=True):
+    def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for index, ((mine, its), (ours, theirs)) in enumerate(zip(self.pairs, features, strict=True)):
+            told = f"the student's {mine!r} gives {list(ours.shape)}, the teacher's {its!r} {list(theirs.shape)}"
+            if index >= self._hidden:
+                if ours.ndim != 4 or ours.shape != theirs.shape:
+                    raise MismatchError(
+                        f"{told}: attention must be [N, heads, T, T] with equal heads; where they differ use attention.minilm, whose relations want no "
+                        "equal heads"
+                    )
+                continue
             if ours.ndim not in (2, 3) or ours.shape[:-1] != theirs.shape[:-1]:
-                raise MismatchError(
-                    f"the student's {mine!r} gives {list(ours.shape)}, the teacher's {its!r} {list(theirs.shape)}: "
-                    "hidden states must both be [N, T, D] for the same T tokens, or both [N, D]"
-                )
-        for ours, theirs in hidden:
+                raise MismatchError(f"{told}: hidden states must both be [N, T, D] for the same T tokens, or both [N, D]")
             name = _widths(ours, theirs)
             if ours.shape[-1] != theirs.shape[-1] and name not in self.projectors:
-                dtype = torch.promote_types(ours.dtype, torch.float32)
-                self.projectors[name] = nn.Linear(ours.shape[-1], theirs.shape[-1], bias=False, device=ours.device, dtype=dtype)
-
-    def _read(self, kind: str, student: Knowledge, teacher: Knowledge | None) -> Iterator[tuple[Tensor, Tensor]]:
-        said = given(self, teacher)
-        for ours, theirs in self._pairs[kind]:
-            one, other = student.feature(ours), said.feature(theirs).detach()
-            if len(one) != len(other):
-                raise MismatchError(f"Transformer: the student's {ours!r} has {len(one)} examples and the teacher's {theirs!r} {len(other)}")
-            yield one, other
+                self.projectors[name] = nn.Linear(ours.shape[-1], theirs.shape[-1], bias=False, **place(ours))
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
-        losses = [transformer_loss(ours, theirs) for ours, theirs in self._read("attention", student, teacher)]
-        losses += [transformer_loss(self._projected(ours, theirs), theirs) for ours, theirs in self._read("hidden", student, teacher)]
+        losses = [
+            transformer_loss(self._projected(ours, theirs) if index < self._hidden else ours, theirs)
+            for index, (ours, theirs) in enumerate(self.matched(student, teacher))
+        ]
         return torch.stack(losses).sum(0)
 
     def _projected(self, ours: Tensor, theirs: Tensor) -> Tensor:

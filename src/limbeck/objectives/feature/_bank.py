@@ -16,16 +16,17 @@ from limbeck.core.errors import DataError, MismatchError
 
 from ._journal import Journal
 
-__all__ = ["Bank", "bank_bytes", "check_room", "uniform_kernel"]
+__all__ = ["DTYPES", "Bank", "bank_bytes", "check_room", "uniform_kernel"]
 
 Precision = Literal["float32", "float16"]
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 _FREE = -1
 """The owner of a row that no example has yet."""
 
 
 def bank_bytes(rows: int, width: int, dtype: Precision) -> int:
     """Return what a bank takes: two embeddings of each row, its example's id and label."""
-    return rows * (2 * width * (4 if dtype == "float32" else 2) + 16)
+    return rows * (2 * width * DTYPES[dtype].itemsize + 16)
 
 
 def check_room(rows: int, width: int, dtype: Precision, device: torch.device) -> None:
@@ -51,8 +52,8 @@ def check_room(rows: int, width: int, dtype: Precision, device: torch.device) ->
 def uniform_kernel(width: int, temperature: float) -> float:
     """Return the mean of exp(u.v / T) over unit vectors u of E elements, spread evenly, for any unit v: 0F1(E / 2; 1 / (4 T^2)).
 
-    >>> round(uniform_kernel(1, 1.0), 6), round(math.cosh(1), 6)
-    (1.543081, 1.543081)
+    >>> round(uniform_kernel(1, 1.0), 6), round(math.cosh(1), 6), round(uniform_kernel(128, 0.07), 2)
+    (1.543081, 1.543081, 2.21)
     """
     half, log_z = width / 2, -2 * math.log(2 * temperature)
     terms = [n * log_z - math.lgamma(n + half) + math.lgamma(half) - math.lgamma(n + 1) for n in range(int(1 / temperature) + 100)]
@@ -72,7 +73,7 @@ class Bank:
 
     def __init__(self, rows: int, width: int, dtype: Precision, device: torch.device, *, draws: int, momentum: float, journal: Journal | None = None) -> None:
         self.shape = (rows, width)
-        self.dtype = {"float32": torch.float32, "float16": torch.float16}[dtype]
+        self.dtype = DTYPES[dtype]
         self.draws, self.momentum = draws, momentum
         self.journal = journal
         self.updates = self.filled = 0

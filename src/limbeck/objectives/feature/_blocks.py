@@ -2,25 +2,19 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Norm", "batch_mean", "bottleneck", "place"]
+__all__ = ["Norm", "batch_mean", "bottleneck"]
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm of maps `[N, D, H, W]`; one value per channel (a batch of one, a map of 1x1) has no variance and is normalised by the running statistics."""
+    """Batch norm of maps `[N, D, H, W]` or vectors `[N, D]`; one value per channel has no variance and is normalised by the running statistics."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.numel() <= input.shape[1]:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
-
-
-def place(feature: Tensor) -> dict[str, Any]:
-    """Where what is learnt from a feature lives: its device, float32 at least."""
-    return {"device": feature.device, "dtype": torch.promote_types(feature.dtype, torch.float32)}
+        return super().forward(input) if input.ndim == 4 else super().forward(input[:, :, None, None]).flatten(1)
 
 
 def bottleneck(ours: int, inner: int, theirs: int, **where: Any) -> nn.Sequential:

@@ -7,36 +7,29 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from limbeck.core.errors import MismatchError
+from limbeck.objectives._precision import place
 from limbeck.objectives._projectors import Projector, projector
+
+from ._blocks import Norm, batch_mean
 
 __all__ = ["Connector", "connectors", "mean_over_pairs"]
 
 
 class Connector(nn.Module):
-    """Bring the places to those of the teacher, then a linear map of the channels without bias, then batch norm with the batch's statistics while training.
-
-    A batch with a single value per channel has no variance: the running statistics stand in for its own.
-    """
+    """Bring the places to those of the teacher, then a linear map of the channels without bias, then batch norm."""
 
     def __init__(self, reshape: Projector, linear: nn.Conv2d | nn.Linear) -> None:
         super().__init__()
-        place = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        width = linear.weight.shape[0]
         self.reshape = reshape
         self.linear = linear
-        self.norm = nn.BatchNorm2d(width, **place) if isinstance(linear, nn.Conv2d) else nn.BatchNorm1d(width, **place)
+        self.norm = Norm(len(linear.weight), **place(linear.weight))
         nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """A student's feature to the teacher's shape, `[N, D, H, W]` or `[N, D]`, in the precision of the weights."""
-        x = self.linear(self.reshape(x.to(self.linear.weight.dtype)))
-        if x.numel() > x.shape[1]:
-            return self.norm(x)
-        norm = self.norm
-        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps)
+        return self.norm(self.linear(self.reshape(x.to(self.linear.weight.dtype))))
 
 
 def connectors(name: str, features: Sequence[tuple[Tensor, Tensor]], names: Sequence[tuple[str, str]]) -> nn.ModuleList:
@@ -61,14 +54,12 @@ def connectors(name: str, features: Sequence[tuple[Tensor, Tensor]], names: Sequ
             raise MismatchError(
                 f"the student's {both[0]!r} gives {list(ours.shape)}, the teacher's {both[1]!r} {list(theirs.shape)}: {name} connects maps or vectors"
             )
-        place = {"device": ours.device, "dtype": torch.promote_types(ours.dtype, torch.float32)}
-        have, want = ours.shape[-1 if ours.ndim == 3 else 1], theirs.shape[1]
-        linear = nn.Conv2d(have, want, 1, bias=False, **place) if theirs.ndim == 4 else nn.Linear(have, want, bias=False, **place)
+        have, want, where = ours.shape[-1 if ours.ndim == 3 else 1], theirs.shape[1], place(ours)
+        linear = nn.Conv2d(have, want, 1, bias=False, **where) if theirs.ndim == 4 else nn.Linear(have, want, bias=False, **where)
         made.append(Connector(Projector(None, None, reshape=fitting.reshape), linear))
     return made
 
 
 def mean_over_pairs(losses: Sequence[Tensor], decay: float) -> Tensor:
     """Return the mean over examples of the sum of `losses`, `[N]` for each pair of layers, each pair at `decay` times the weight of the pair after it."""
-    total = torch.stack([loss * decay ** (len(losses) - 1 - place) for place, loss in enumerate(losses)]).sum(0)
-    return total.sum() / max(len(total), 1)
+    return batch_mean(torch.stack([loss * decay ** (len(losses) - 1 - at) for at, loss in enumerate(losses)]).sum(0))

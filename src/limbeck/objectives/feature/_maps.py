@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.core.errors import MismatchError
+from limbeck.objectives._precision import place
 from limbeck.objectives._projectors import Projector
 
 __all__ = ["channel_projectors", "check_maps", "common", "product", "smaller", "unit"]
@@ -63,7 +64,6 @@ def channel_projectors(features: Sequence[tuple[Tensor, Tensor]], names: Sequenc
     made = nn.ModuleList()
     for (ours, theirs), both in zip(features, names, strict=True):
         check_maps(ours, theirs, both)
-        place = {"device": ours.device, "dtype": torch.promote_types(ours.dtype, torch.float32)}
         same = ours.shape[1] == theirs.shape[1]
-        made.append(nn.Identity() if same else Projector(None, nn.Conv2d(ours.shape[1], theirs.shape[1], 1, **place)))
+        made.append(nn.Identity() if same else Projector(None, nn.Conv2d(ours.shape[1], theirs.shape[1], 1, **place(ours))))
     return made

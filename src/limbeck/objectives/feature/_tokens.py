@@ -1,11 +1,50 @@
 """Hidden states: vectors `[N, D]`, or sequences of T of them, `[N, T, D]`."""
 
+from abc import abstractmethod
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError
+from limbeck.core.knowledge import Knowledge, Needs, Reads
+from limbeck.core.task import Batch
+from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._projectors import projectors
 
-__all__ = ["check_states", "over_tokens"]
+__all__ = ["States", "check_states", "over_tokens"]
+
+
+class States(Layered):
+    """An objective of hidden states: the sum of `compare` over the pairs of layers, the student's states projected where widths differ."""
+
+    def __init__(self, layers: Layers, mask: str | None) -> None:
+        super().__init__(layers)
+        self.mask = mask
+        self.projectors = nn.ModuleList()
+
+    def reading(self, student: Reads, teacher: Reads) -> Needs:
+        return Needs(student, teacher, fields=frozenset() if self.mask is None else frozenset({self.mask}))
+
+    def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
+        read = [self.read(*both) for both in features]
+        for (ours, theirs), both in zip(read, self.pairs, strict=True):
+            check_states(ours, theirs, both)
+        self.projectors = projectors(read, self.pairs)
+
+    def read(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Hook: return what is compared of two features."""
+        return student, teacher
+
+    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
+        mask = None if self.mask is None else batch[self.mask]
+        read = (self.read(*both) for both in self.matched(student, teacher))
+        losses = [self.compare(project(ours), theirs, mask) for project, (ours, theirs) in zip(self.projectors, read, strict=True)]
+        return torch.stack(losses).sum(0)
+
+    @abstractmethod
+    def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of one pair of states of one width, `[N]`; of the tokens where `mask [N, T]` is not 0, if it is given."""
 
 
 def check_states(student: Tensor, teacher: Tensor, names: tuple[str, str] | None = None) -> None:

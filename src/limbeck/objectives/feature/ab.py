@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import MismatchError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.schedule import Number, check_number
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._shapes import check_alike
 
 from ._connector import connectors, mean_over_pairs
 from ._maps import common
@@ -33,10 +33,7 @@ def ab_loss(student: Tensor, teacher: Tensor, *, margin: float = 1.0) -> Tensor:
     >>> ab_loss(torch.tensor([[0.5, 0.5, 3.0, -3.0]]), torch.tensor([[1.0, -1.0, 0.1, -0.1]]))
     tensor([2.5000])
     """
-    if student.shape != teacher.shape:
-        raise MismatchError(
-            f"the student's feature is {list(student.shape)} and the teacher's {list(teacher.shape)}: connect the one to the other's shape first"
-        )
+    check_alike(student, teacher, how="connect")
     student, teacher = common(student, teacher)
     with torch.no_grad():  # the nearest point that costs nothing: a square's gradient by it is none, and the maps are gone through less often
         aim = torch.where(teacher > 0, student.clamp(min=margin), student.clamp(max=-margin))

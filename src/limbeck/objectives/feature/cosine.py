@@ -3,20 +3,14 @@
 Sanh et al., "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 2019, arXiv:1910.01108, sec. 3.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from limbeck.core.knowledge import Knowledge, Needs
-from limbeck.core.task import Batch
-from limbeck.objectives._layered import Layered, Layers
-from limbeck.objectives._projectors import projectors
+from limbeck.objectives._layered import Layers
 
 from ._maps import common, unit
-from ._tokens import check_states, over_tokens
+from ._tokens import States, check_states, over_tokens
 
 __all__ = ["Cosine", "cosine_loss"]
 
@@ -38,7 +32,7 @@ def cosine_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None)
     return over_tokens(1 - (unit(student) * unit(teacher)).sum(-1), mask)
 
 
-class Cosine(Layered):
+class Cosine(States):
     """Match the directions of hidden states: 1 - cos(s, t), the mean over tokens, one number per example.
 
     Sanh et al. 2019, arXiv:1910.01108, on the last hidden states. Their code leaves padding out (`mask: attention_mask`), takes the mean over all tokens of the
@@ -60,22 +54,7 @@ class Cosine(Layered):
     usual: ClassVar[float] = 0.5
 
     def __init__(self, *, layers: Layers = "auto", mask: str | None = None) -> None:
-        super().__init__(layers)
-        self.mask = mask
-        self.projectors = nn.ModuleList()
+        super().__init__(layers, mask)
 
-    @property
-    def needs(self) -> Needs:
-        return super().needs if self.mask is None else replace(super().needs, fields=frozenset({self.mask}))
-
-    def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
-        for (ours, theirs), both in zip(features, self.pairs, strict=True):
-            check_states(ours, theirs, both)
-        self.projectors = projectors(features, self.pairs)
-
-    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
-        mask = None if self.mask is None else batch[self.mask]
-        losses = [
-            cosine_loss(project(ours), theirs, mask=mask) for project, (ours, theirs) in zip(self.projectors, self.matched(student, teacher), strict=True)
-        ]
-        return torch.stack(losses).sum(0)
+    def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        return cosine_loss(student, teacher, mask=mask)

@@ -5,7 +5,6 @@ Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020, 
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +13,16 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from limbeck.core.errors import MismatchError, RecipeError, TrainingError, did_you_mean
+from limbeck.core.errors import MismatchError, RecipeError, TrainingError
 from limbeck.core.gather import gathered
-from limbeck.core.knowledge import Knowledge, Needs
+from limbeck.core.knowledge import Knowledge, Needs, Reads
 from limbeck.core.schedule import check_number
-from limbeck.core.task import Batch, Facts, Task
+from limbeck.core.task import Batch, Facts
 from limbeck.objectives._layered import Layered, Layers
-from limbeck.objectives._precision import at_least_float32
+from limbeck.objectives._options import check_choice
+from limbeck.objectives._precision import at_least_float32, place
 
-from ._bank import Bank, Precision, bank_bytes, check_room, uniform_kernel
+from ._bank import DTYPES, Bank, Precision, bank_bytes, check_room, uniform_kernel
 from ._journal import Journal
 
 __all__ = ["CRD", "crd_loss"]
@@ -134,10 +134,9 @@ class CRD(Layered):
                 raise RecipeError(f"{name} is {value}; it must be {least} or more")
         if not 0 <= momentum < 1:
             raise RecipeError(f"momentum is {momentum:g}; it must be 0 or more and below 1")
-        choices = {"others": (others, ("classes", "examples")), "normalizer": (normalizer, ("estimated", "paper")), "dtype": (dtype, ("float32", "float16"))}
-        for name, (value, known) in choices.items():
-            if value not in known:
-                raise RecipeError(f"no {name} {value!r} for CRD{did_you_mean(value, known)}")
+        check_choice(self, "others", others, ("classes", "examples"))
+        check_choice(self, "normalizer", normalizer, ("estimated", "paper"))
+        check_choice(self, "dtype", dtype, DTYPES)
         self.embedding, self.temperature, self.negatives, self.momentum = embedding, temperature, negatives, momentum
         self.others, self.normalizer, self.rows, self.disk = others, normalizer, bank, disk
         self.dtype: Precision = dtype
@@ -148,16 +147,14 @@ class CRD(Layered):
         self.register_state_dict_post_hook(_save_bank)
         self.register_load_state_dict_pre_hook(_load_bank)
 
-    @property
-    def needs(self) -> Needs:
-        return replace(super().needs, ids=True, labels=self.others == "classes")
+    def reading(self, student: Reads, teacher: Reads) -> Needs:
+        return Needs(student, teacher, ids=True, labels=self.others == "classes")
 
-    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
+    def bound(self, student: Knowledge, teacher: Knowledge, facts: Facts | None) -> None:
         if facts is None and self.rows is None:
             raise MismatchError("CRD remembers every example and was not told how many there are: give the scheme facts=task.facts(), or CRD(bank=...)")
         if facts is not None and not facts.labelled and self.others == "classes":
             raise MismatchError("CRD draws its negatives from other classes and the data carry no labels: take others: examples")
-        super().bind(student, teacher, task, facts)
         if self._bank is None:
             sizes = [size for size in (self.rows, None if facts is None else facts.examples) if size is not None]
             self._remember(min(sizes), next(self.embed_student.parameters()).device)
@@ -167,8 +164,7 @@ class CRD(Layered):
         for feature in features[0]:
             if feature.ndim < 2:
                 raise MismatchError(f"CRD wants features [N, ...] and was given {list(feature.shape)}: name another layer")
-            place = {"device": feature.device, "dtype": torch.promote_types(feature.dtype, torch.float32)}
-            made.append(nn.Linear(feature[0].numel(), self.embedding, **place))
+            made.append(nn.Linear(feature[0].numel(), self.embedding, **place(feature)))
         self.embed_student, self.embed_teacher = made
 
     def _remember(self, rows: int, device: torch.device) -> None:
@@ -181,17 +177,17 @@ class CRD(Layered):
                 raise MismatchError(
                     f"CRD's bank on disk is for one process, and there are {dist.get_world_size()}: leave disk out, take bank: or dtype: float16"
                 )
-            journal = Journal(Path(self.disk), rows, self.embedding, {"float32": torch.float32, "float16": torch.float16}[self.dtype])
+            journal = Journal(Path(self.disk), rows, self.embedding, DTYPES[self.dtype])
             device = torch.device("cpu")
         else:
             check_room(rows, self.embedding, self.dtype, device)
         self._bank = Bank(rows, self.embedding, self.dtype, device, draws=draws, momentum=self.momentum, journal=journal)
         size = bank_bytes(rows, self.embedding, self.dtype) / 1e9
-        place = f"on {device}, part of each checkpoint" if journal is None else f"in {self.disk}, up to three times as much again for its journal"
-        self.said = (*self.said, f"CRD remembers 2 x {rows} embeddings of {self.embedding} {self.dtype}: {size:.3g} GB {place}")
+        kept = f"on {device}, part of each checkpoint" if journal is None else f"in {self.disk}, up to three times as much again for its journal"
+        self.said = (*self.said, f"CRD remembers 2 x {rows} embeddings of {self.embedding} {self.dtype}: {size:.3g} GB {kept}")
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
-        bank = self._bound()
+        bank = self._remembered()
         ((ours, theirs),) = self.matched(student, teacher)
         s, t = _embedded(self.embed_student, ours), _embedded(self.embed_teacher, theirs)
         ids = batch["id"]
@@ -212,9 +208,9 @@ class CRD(Layered):
             with torch.no_grad():
                 ids, labels, s, t = (gathered(torch.cat(parts)) for parts in zip(*self._pending, strict=True))
             self._pending.clear()
-            self._bound().take(ids, labels, s, t)
+            self._remembered().take(ids, labels, s, t)
 
-    def _bound(self) -> Bank:
+    def _remembered(self) -> Bank:
         if self._bank is None:
             raise MismatchError("feature.crd was not bound to a task: let a scheme bind it, or call bind first")
         if len(self._pending) >= _FORGOTTEN:

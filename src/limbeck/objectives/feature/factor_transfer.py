@@ -10,11 +10,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
+from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.schedule import check_number
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._options import check_choice
+from limbeck.objectives._precision import place
 from limbeck.objectives._projectors import Projector
 
 from ._maps import check_maps, common, unit
@@ -63,8 +65,8 @@ def reconstruction_loss(paraphrase: Tensor, teacher: Tensor) -> Tensor:
 
 def _convolutions(kind: type[nn.Conv2d | nn.ConvTranspose2d], widths: Sequence[int], like: Tensor) -> nn.Sequential:
     """3x3 layers of `kind` from each width to the next, a leaky ReLU after each."""
-    place = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
-    layers = [(kind(have, want, 3, padding=1, **place), nn.LeakyReLU(0.1)) for have, want in pairwise(widths)]
+    where = place(like)
+    layers = [(kind(have, want, 3, padding=1, **where), nn.LeakyReLU(0.1)) for have, want in pairwise(widths)]
     return nn.Sequential(*(one for both in layers for one in both))
 
 
@@ -129,9 +131,8 @@ class FactorTransfer(Layered):
         check_number("FactorTransfer's rate", rate, positive=True)
         if p not in (1, 2):
             raise RecipeError(f"FactorTransfer's p is {p}; the norm must be 1 or 2")
-        for what, choice, choices in (("reduction", reduction, ("sum", "mean")), ("learns", learns, ("both", "paraphraser", "translator"))):
-            if choice not in choices:
-                raise RecipeError(f"no {what} {choice!r} for FactorTransfer{did_you_mean(choice, choices)}")
+        check_choice(self, "reduction", reduction, ("sum", "mean"))
+        check_choice(self, "learns", learns, ("both", "paraphraser", "translator"))
         self.rate = rate
         self.p: Literal[1, 2] = p
         self.reduction: Literal["sum", "mean"] = reduction
@@ -150,8 +151,8 @@ class FactorTransfer(Layered):
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
         losses: list[Tensor] = []
-        for place, (ours, theirs) in enumerate(self.matched(student, teacher)):
-            paraphraser = self.paraphrasers[place]
+        for at, (ours, theirs) in enumerate(self.matched(student, teacher)):
+            paraphraser = self.paraphrasers[at]
             assert isinstance(paraphraser, _Paraphraser)
             if self.learns == "translator" and not paraphraser.loaded:
                 raise MismatchError(
@@ -163,5 +164,5 @@ class FactorTransfer(Layered):
             if self.learns != "translator":
                 losses.append(reconstruction_loss(paraphraser.decoder(factors), theirs))
             if self.learns != "paraphraser":
-                losses.append(factor_transfer_loss(self.translators[place](ours.to(dtype)), factors, p=self.p, reduction=self.reduction))
+                losses.append(factor_transfer_loss(self.translators[at](ours.to(dtype)), factors, p=self.p, reduction=self.reduction))
         return torch.stack(losses).sum(0)

@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._options import check_choice
 from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._projectors import projectors
+from limbeck.objectives._shapes import check_alike
 
 __all__ = ["FitNet", "fitnet_loss"]
 
@@ -31,10 +32,7 @@ def fitnet_loss(student: Tensor, teacher: Tensor, *, reduction: Literal["sum", "
     >>> fitnet_loss(torch.zeros(1, 4), torch.ones(1, 4)), fitnet_loss(torch.zeros(1, 4), torch.ones(1, 4), reduction="mean")
     (tensor([2.]), tensor([1.]))
     """
-    if student.shape != teacher.shape:
-        raise MismatchError(
-            f"the student's feature is {list(student.shape)} and the teacher's {list(teacher.shape)}: project the one to the other's shape first"
-        )
+    check_alike(student, teacher)
     gap = at_least_float32(student) - teacher.detach()
     squares = gap.square().flatten(1)
     return squares.sum(-1) / 2 if reduction == "sum" else squares.mean(-1)
@@ -66,8 +64,7 @@ class FitNet(Layered):
 
     def __init__(self, *, layers: Layers = "auto", reduction: Literal["sum", "mean"] = "sum") -> None:
         super().__init__(layers)
-        if reduction not in ("sum", "mean"):
-            raise RecipeError(f"no reduction {reduction!r} for FitNet{did_you_mean(reduction, ('sum', 'mean'))}")
+        check_choice(self, "reduction", reduction, ("sum", "mean"))
         self.reduction: Literal["sum", "mean"] = reduction
         self.projectors = nn.ModuleList()
 

@@ -10,10 +10,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
+from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._options import check_choice
 
 from ._maps import channel_projectors, check_maps, common, product, smaller
 
@@ -77,9 +78,8 @@ class FSP(Layered):
 
     def __init__(self, *, layers: Layers = "auto", pool: Literal["max", "mean"] = "max", reduction: Literal["sum", "mean"] = "sum") -> None:
         super().__init__(layers)
-        for what, choice, choices in (("pool", pool, ("max", "mean")), ("reduction", reduction, ("sum", "mean"))):
-            if choice not in choices:
-                raise RecipeError(f"no {what} {choice!r} for FSP{did_you_mean(choice, choices)}")
+        check_choice(self, "pool", pool, ("max", "mean"))
+        check_choice(self, "reduction", reduction, ("sum", "mean"))
         if layers != "auto" and len(layers) < 2:
             raise RecipeError(f"FSP looks at the flow from one layer to the next and has {', '.join(layers)} alone: name two or more, first to last")
         self.pool: Literal["max", "mean"] = pool

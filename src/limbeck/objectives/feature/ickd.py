@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
+from limbeck.core.errors import MismatchError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._options import check_choice
 
 from ._maps import channel_projectors, check_maps, common, product, unit
 
@@ -68,8 +69,7 @@ class ICKD(Layered):
 
     def __init__(self, *, layers: Layers = "auto", rows: Literal["unit", "raw"] = "unit") -> None:
         super().__init__(layers)
-        if rows not in ("unit", "raw"):
-            raise RecipeError(f"no rows {rows!r} for ICKD{did_you_mean(rows, ('unit', 'raw'))}")
+        check_choice(self, "rows", rows, ("unit", "raw"))
         self.rows: Literal["unit", "raw"] = rows
         self.projectors = nn.ModuleList()
 

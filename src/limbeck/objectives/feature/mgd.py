@@ -9,14 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
-from limbeck.core.knowledge import Knowledge, Needs
+from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.knowledge import Knowledge, Needs, Reads
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
-from limbeck.objectives._precision import at_least_float32
+from limbeck.objectives._options import check_choice
+from limbeck.objectives._precision import at_least_float32, place
 from limbeck.objectives._projectors import projectors
 
-from ._blocks import place
+from ._maps import check_maps
 from ._mask import kept
 
 __all__ = ["MGD", "mgd_loss"]
@@ -69,24 +70,18 @@ class MGD(Layered):
         super().__init__(layers)
         if not 0 <= ratio < 1:
             raise RecipeError(f"ratio is {ratio:g}; it must be zero or more and below one, which would leave nothing to generate from")
-        if masks not in ("places", "channels"):
-            raise RecipeError(f"no masks {masks!r} for MGD{did_you_mean(masks, ('places', 'channels'))}")
+        check_choice(self, "masks", masks, ("places", "channels"))
         self.ratio = ratio
         self.masks: Literal["places", "channels"] = masks
         self.projectors = nn.ModuleList()
         self.generators = nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        read = super().needs
-        return Needs(read.student, read.teacher, ids=True)
+    def reading(self, student: Reads, teacher: Reads) -> Needs:
+        return Needs(student, teacher, ids=True)
 
     def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
         for (ours, theirs), names in zip(features, self.pairs, strict=True):
-            if ours.ndim != 4 or theirs.ndim != 4:
-                raise MismatchError(
-                    f"MGD masks maps [N, D, H, W]: the student's {names[0]!r} gives {list(ours.shape)}, the teacher's {names[1]!r} {list(theirs.shape)}"
-                )
+            check_maps(ours, theirs, names)
         self.projectors = projectors(features, self.pairs)
         self.generators = nn.ModuleList(_generator(theirs.shape[1], ours) for ours, theirs in features)
 

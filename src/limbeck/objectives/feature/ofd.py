@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import MismatchError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.schedule import check_number
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._shapes import check_alike
 
 from ._connector import connectors, mean_over_pairs
 from ._maps import common
@@ -50,10 +50,7 @@ def ofd_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     >>> ofd_loss(torch.tensor([[-5.0, 1.0, 1.0]]), torch.tensor([[-1.0, -2.0, 3.0]]), torch.tensor([-0.5]))
     tensor([6.2500])
     """
-    if student.shape != teacher.shape:
-        raise MismatchError(
-            f"the student's feature is {list(student.shape)} and the teacher's {list(teacher.shape)}: connect the one to the other's shape first"
-        )
+    check_alike(student, teacher, how="connect")
     student, teacher = common(student, teacher)
     with torch.no_grad():  # the nearest point that costs nothing: a square's gradient by it is none, and the maps are gone through less often
         target = torch.maximum(teacher, margin.to(teacher.dtype))

@@ -3,21 +3,16 @@
 Sun et al., "Patient Knowledge Distillation for BERT Model Compression", EMNLP 2019, arXiv:1908.09355, eq. 7.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from limbeck.core.errors import RecipeError, did_you_mean
-from limbeck.core.knowledge import Knowledge, Needs
-from limbeck.core.task import Batch
-from limbeck.objectives._layered import Layered, Layers
-from limbeck.objectives._projectors import projectors
+from limbeck.core.errors import RecipeError
+from limbeck.objectives._layered import Layers
+from limbeck.objectives._options import check_choice
 
 from ._maps import common, unit
-from ._tokens import check_states, over_tokens
+from ._tokens import States, check_states, over_tokens
 
 __all__ = ["Patient", "patient_loss"]
 
@@ -39,7 +34,7 @@ def patient_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None
     return over_tokens((unit(student) - unit(teacher)).square().sum(-1), mask)
 
 
-class Patient(Layered):
+class Patient(States):
     """Match the hidden states of several layers at length one: sum over layers of ||s/|s| - t/|t|||^2 at the first token, one number per example.
 
     Sun et al. 2019, arXiv:1908.09355, eq. 7, of the state of [CLS]. Name one pair per layer: every so many of the teacher's (PKD-skip) or its last ones
@@ -63,33 +58,14 @@ class Patient(Layered):
     usual: ClassVar[float] = 0.1
 
     def __init__(self, *, layers: Layers = "auto", tokens: Literal["first", "all"] = "first", mask: str | None = None) -> None:
-        super().__init__(layers)
-        if tokens not in ("first", "all"):
-            raise RecipeError(f"no tokens {tokens!r} for Patient{did_you_mean(tokens, ('first', 'all'))}")
+        super().__init__(layers, mask)
+        check_choice(self, "tokens", tokens, ("first", "all"))
         if mask is not None and tokens == "first":
             raise RecipeError(f"Patient reads the first token alone, and the mask {mask!r} has nothing to leave out: add tokens: all, or leave the mask out")
         self.tokens: Literal["first", "all"] = tokens
-        self.mask = mask
-        self.projectors = nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        return super().needs if self.mask is None else replace(super().needs, fields=frozenset({self.mask}))
+    def read(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return (student[:, 0], teacher[:, 0]) if self.tokens == "first" and student.ndim == teacher.ndim == 3 else (student, teacher)
 
-    def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
-        read = [self._read(*both) for both in features]
-        for (ours, theirs), both in zip(read, self.pairs, strict=True):
-            check_states(ours, theirs, both)
-        self.projectors = projectors(read, self.pairs)
-
-    def _read(self, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-        """What the option `tokens` takes of two features."""
-        return (ours[:, 0], theirs[:, 0]) if self.tokens == "first" and ours.ndim == theirs.ndim == 3 else (ours, theirs)
-
-    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
-        mask = None if self.mask is None else batch[self.mask]
-        losses: list[Tensor] = []
-        for project, both in zip(self.projectors, self.matched(student, teacher), strict=True):
-            ours, theirs = self._read(*both)
-            losses.append(patient_loss(project(ours), theirs, mask=mask))
-        return torch.stack(losses).sum(0)
+    def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        return patient_loss(student, teacher, mask=mask)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import MismatchError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
 from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._projectors import projectors
+from limbeck.objectives._shapes import check_alike
 
 __all__ = ["PKD", "pkd_loss"]
 
@@ -42,10 +42,7 @@ def pkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     >>> round(pkd_loss(3 * x + 5, x).item(), 5), round(pkd_loss(-x, x).item(), 5)
     (0.0, 2.0)
     """
-    if student.shape != teacher.shape:
-        raise MismatchError(
-            f"the student's feature is {list(student.shape)} and the teacher's {list(teacher.shape)}: project the one to the other's shape first"
-        )
+    check_alike(student, teacher)
     gap = _standard(at_least_float32(student)) - _standard(at_least_float32(teacher.detach()))
     return gap.square().sum() / (2 * max(gap.numel(), 1))
 

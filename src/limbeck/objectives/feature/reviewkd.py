@@ -13,9 +13,9 @@ from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
-from limbeck.objectives._precision import at_least_float32
+from limbeck.objectives._precision import at_least_float32, place
 
-from ._blocks import Norm, batch_mean, place
+from ._blocks import Norm, batch_mean
 
 __all__ = ["ReviewKD", "reviewkd_loss"]
 

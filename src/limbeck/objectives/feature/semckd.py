@@ -14,9 +14,10 @@ from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered
-from limbeck.objectives._precision import at_least_float32
+from limbeck.objectives._precision import at_least_float32, place
 
-from ._blocks import batch_mean, bottleneck, place
+from ._blocks import batch_mean, bottleneck
+from ._maps import check_maps, smaller
 
 __all__ = ["SemCKD", "semckd_loss"]
 
@@ -79,11 +80,9 @@ class SemCKD(Layered):
 
     def _cross(self, student: Sequence[str], teacher: Sequence[str]) -> None:
         self._pairs = [(one, other) for one in dict.fromkeys(student) for other in dict.fromkeys(teacher)]
+        self.undecided = False
 
-    def choose(self, student: Knowledge, teacher: Knowledge | None) -> None:
-        if not self.undecided:
-            return
-        super().choose(student, teacher)
+    def chosen(self, student: Knowledge, teacher: Knowledge) -> None:
         ours, theirs = dict.fromkeys(one for one, _ in self.pairs), dict.fromkeys(other for _, other in self.pairs)
         self._cross(list(ours), list(theirs))
         self.said = (f"SemCKD weighs {', '.join(ours)} of the student against {', '.join(theirs)} of the teacher",)
@@ -95,10 +94,7 @@ class SemCKD(Layered):
 
     def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
         for (ours, theirs), names in zip(features, self.pairs, strict=True):
-            if ours.ndim != 4 or theirs.ndim != 4:
-                raise MismatchError(
-                    f"SemCKD weighs maps [N, D, H, W]: the student's {names[0]!r} gives {list(ours.shape)}, the teacher's {names[1]!r} {list(theirs.shape)}"
-                )
+            check_maps(ours, theirs, names)
         first = features[0][0]
         self.batch_size = self.batch_size or len(first)
         where = place(first)
@@ -131,6 +127,5 @@ def _embedding(batch_size: int, student: Tensor) -> nn.Sequential:
 
 def _distance(project: nn.Module, ours: Tensor, theirs: Tensor) -> Tensor:
     """The mean squared difference `[N]` of a teacher's map from a student's, projected, both at the smaller size."""
-    size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))
-    gap = project(F.adaptive_avg_pool2d(ours, size)) - F.adaptive_avg_pool2d(theirs, size)
-    return at_least_float32(gap).square().flatten(1).mean(1)
+    ours, theirs = smaller(ours, theirs)
+    return at_least_float32(project(ours) - theirs).square().flatten(1).mean(1)

@@ -5,6 +5,7 @@ Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,14 +14,16 @@ from torch import Tensor, nn
 from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Knowledge, Needs, Reads
 from limbeck.core.tap import check_paths
-from limbeck.core.task import Batch, Facts, Task
+from limbeck.core.task import Batch, Facts
+from limbeck.objectives._held import Held
 from limbeck.objectives._layered import Layered, Layers
-from limbeck.objectives._precision import at_least_float32
+from limbeck.objectives._precision import at_least_float32, place
 from limbeck.objectives._projectors import Projector
-from limbeck.objectives._teacher import given
+from limbeck.objectives._shapes import check_alike
+from limbeck.objectives._teacher import layers_of
 
-from ._blocks import Norm, batch_mean, bottleneck, place
-from ._held import Held
+from ._blocks import Norm, batch_mean, bottleneck
+from ._maps import check_maps
 
 __all__ = ["SimKD", "simkd_loss"]
 
@@ -37,8 +40,7 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     >>> simkd_loss(torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2, 2), 3.0))
     tensor([9.])
     """
-    if student.shape != teacher.shape:
-        raise MismatchError(f"the student's map is {list(student.shape)} and the teacher's {list(teacher.shape)}: project the one to the other's shape first")
+    check_alike(student, teacher)
     return (at_least_float32(student) - teacher.detach()).square().flatten(1).mean(1)
 
 
@@ -104,40 +106,28 @@ class SimKD(Layered):
         self._replaces: list[str] = [] if replaces == "auto" else list(replaces)
         self._head: list[str] = [] if head == "auto" else list(head)
         self.projection: nn.Module = nn.Identity()
-        self._held: Held | None = None
+        self._held: Held[tuple[nn.Module, ...]] | None = None
         self._flatten: list[bool] = []
 
-    def choose(self, student: Knowledge, teacher: Knowledge | None) -> None:
-        if not self.undecided:
-            return
-        super().choose(student, teacher)
+    def chosen(self, student: Knowledge, teacher: Knowledge) -> None:
         ((ours, theirs),) = self.pairs
-        self._replaces, self._head = _after(ours, student.shapes, "student"), _after(theirs, given(self, teacher).shapes, "teacher")
+        self._replaces, self._head = _after(ours, student.shapes, "student"), _after(theirs, teacher.shapes, "teacher")
         self.said = (*self.said, f"SimKD ships the teacher's {', '.join(self._head)} in the place of the student's {', '.join(self._replaces)}")
 
-    @property
-    def needs(self) -> Needs:
-        read, none = super().needs, frozenset[str]()
-        assert read.teacher is not None
-        return Needs(Reads(none, read.student.features, frozenset(self._replaces)), Reads(frozenset({"main"}), read.teacher.features, frozenset(self._head)))
+    def reading(self, student: Reads, teacher: Reads) -> Needs:
+        return Needs(replace(student, modules=frozenset(self._replaces)), replace(teacher, outputs=frozenset({"main"}), modules=frozenset(self._head)))
 
     def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
         ((ours, theirs),) = features
-        if ours.ndim != 4 or theirs.ndim != 4:
-            raise MismatchError(
-                f"SimKD projects maps [N, D, H, W]: the student's {self.pairs[0][0]!r} gives {list(ours.shape)}, the teacher's {self.pairs[0][1]!r} "
-                f"{list(theirs.shape)}"
-            )
+        check_maps(ours, theirs, self.pairs[0])
         self.projection = _Projection(ours, theirs, self.factor)
 
-    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
-        super().bind(student, teacher, task, facts)
-        said = given(self, teacher)
-        self._held = Held(self, said, self._head)
+    def bound(self, student: Knowledge, teacher: Knowledge, facts: Facts | None) -> None:
+        self._held = layers_of(self, teacher, self._head)
         ((_, theirs),) = self.matched(student, teacher)
-        through, answer = f"the teacher's {', '.join(self._head)}", said.main.logits.detach()
+        through, answer = f"the teacher's {', '.join(self._head)}", teacher.main.logits.detach()
         try:
-            found, self._flatten = _through(self._held.modules, theirs)
+            found, self._flatten = _through(self._held.value, theirs)
         except RuntimeError as error:
             raise MismatchError(
                 f"{through} cannot be called one after the other on its {self.pairs[0][1]!r}, {list(theirs.shape)} ({str(error).splitlines()[0]}): "
@@ -158,7 +148,7 @@ class SimKD(Layered):
         if self._held is None:
             raise MismatchError("SimKD was not bound, so that there is nothing to graft: let a scheme bind it, or call bind first")
         check_paths(student, self._replaces, "student")
-        reused = (part for flat, module in zip(self._flatten, self._held.modules, strict=True) for part in ((nn.Flatten(), module) if flat else (module,)))
+        reused = (part for flat, module in zip(self._flatten, self._held.value, strict=True) for part in ((nn.Flatten(), module) if flat else (module,)))
         first, *others = self._replaces
         grafted = _replaced(student, first, nn.Sequential(self.projection, *reused))
         for path in others:

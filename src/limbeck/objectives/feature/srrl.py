@@ -4,6 +4,7 @@ Yang et al., "Knowledge Distillation via Softmax Regression Representation Learn
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,16 +12,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
+from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Knowledge, Needs, Reads
 from limbeck.core.schedule import Number, check_number
-from limbeck.core.task import Batch, Facts, Task
+from limbeck.core.task import Batch, Facts
+from limbeck.objectives._held import Held
 from limbeck.objectives._layered import Layered, Layers
-from limbeck.objectives._precision import at_least_float32
-from limbeck.objectives._teacher import given
+from limbeck.objectives._options import check_choice
+from limbeck.objectives._precision import at_least_float32, place
+from limbeck.objectives._teacher import layers_of
 
-from ._blocks import Norm, batch_mean, place
-from ._held import Held
+from ._blocks import Norm, batch_mean
 
 __all__ = ["SRRL", "srrl_loss"]
 
@@ -80,8 +82,7 @@ class SRRL(Layered):
 
     def __init__(self, *, layers: Layers = "auto", head: str = "auto", form: Form = "l2", feature: Number = 1.0, regression: Number = 1.0) -> None:
         super().__init__(layers)
-        if form not in ("l2", "cross_entropy"):
-            raise RecipeError(f"no form {form!r} for SRRL{did_you_mean(form, ('l2', 'cross_entropy'))}")
+        check_choice(self, "form", form, ("l2", "cross_entropy"))
         check_number("feature", feature, positive=False)
         check_number("regression", regression, positive=False)
         if len(self._pairs) > 1:
@@ -91,18 +92,15 @@ class SRRL(Layered):
         self.form: Form = form
         self.head, self.feature, self.regression = head, feature, regression
         self.connector = nn.Sequential()
-        self._held: Held | None = None
+        self._held: Held[tuple[nn.Module, ...]] | None = None
 
     @property
     def classifier(self) -> str:
         """The path of the teacher's classifier, once the layers are chosen."""
         return self.pairs[0][1].removesuffix(":in") if self.head == "auto" else self.head
 
-    @property
-    def needs(self) -> Needs:
-        read = super().needs
-        assert read.teacher is not None
-        return Needs(read.student, Reads(frozenset(), read.teacher.features, frozenset({self.classifier})))
+    def reading(self, student: Reads, teacher: Reads) -> Needs:
+        return Needs(student, replace(teacher, modules=frozenset({self.classifier})))
 
     def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
         ((ours, theirs),) = features
@@ -114,9 +112,8 @@ class SRRL(Layered):
         where, wide = place(ours), theirs.shape[1]
         self.connector = nn.Sequential(nn.Conv2d(ours.shape[1], wide, 1, bias=False, **where), Norm(wide, **where), nn.ReLU())
 
-    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
-        super().bind(student, teacher, task, facts)
-        self._held = Held(self, given(self, teacher), [self.classifier])
+    def bound(self, student: Knowledge, teacher: Knowledge, facts: Facts | None) -> None:
+        self._held = layers_of(self, teacher, [self.classifier])
         ((_, theirs),) = self.matched(student, teacher)
         try:
             self._classified(_vector(theirs))
@@ -141,7 +138,7 @@ class SRRL(Layered):
     def _classified(self, x: Tensor) -> Tensor:
         """The teacher's classifier on `x [N, D]`, in float32 at least; its parameters are constants here."""
         assert self._held is not None, "an objective is bound before it is asked"
-        (head,) = self._held.modules
+        (head,) = self._held.value
         fixed = {name: _fixed(value, x) for name, value in (*head.named_parameters(), *head.named_buffers())}
         return functional_call(head, fixed, (x,))
 

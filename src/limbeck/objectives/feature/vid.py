@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
+from limbeck.core.errors import MismatchError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.schedule import check_number
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._options import check_choice
+from limbeck.objectives._precision import place
 from limbeck.objectives._projectors import Projector, projector
 
 from ._maps import common
@@ -59,17 +61,16 @@ class _Regressor(nn.Module):
     def __init__(self, ours: Tensor, theirs: Tensor, hidden: float, names: tuple[str, str]) -> None:
         super().__init__()
         fitting = projector(ours, theirs, names=names)
-        place = {"device": ours.device, "dtype": torch.promote_types(ours.dtype, torch.float32)}
-        maps = theirs.ndim == 4
+        where, maps = place(ours), theirs.ndim == 4
         have, want = (x.shape[1 if x.ndim == 4 else -1] for x in (ours, theirs))
         within = max(1, round(hidden * want))
 
         def linear(one: int, other: int) -> nn.Module:
-            return nn.Conv2d(one, other, 1, **place) if maps else nn.Linear(one, other, **place)
+            return nn.Conv2d(one, other, 1, **where) if maps else nn.Linear(one, other, **where)
 
         self.reshape = Projector(None, None, reshape=None if fitting is None else fitting.reshape)
         self.mean = nn.Sequential(linear(have, within), nn.ReLU(), linear(within, within), nn.ReLU(), linear(within, want))
-        self.spread = nn.Parameter(torch.full((want,), math.log(math.expm1(_START - _LEAST)), **place))
+        self.spread = nn.Parameter(torch.full((want,), math.log(math.expm1(_START - _LEAST)), **where))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.mean(self.reshape(x.to(self.spread.dtype))), F.softplus(self.spread) + _LEAST
@@ -103,8 +104,7 @@ class VID(Layered):
 
     def __init__(self, *, layers: Layers = "auto", reduction: Literal["sum", "mean"] = "sum", hidden: float = 2.0) -> None:
         super().__init__(layers)
-        if reduction not in ("sum", "mean"):
-            raise RecipeError(f"no reduction {reduction!r} for VID{did_you_mean(reduction, ('sum', 'mean'))}")
+        check_choice(self, "reduction", reduction, ("sum", "mean"))
         check_number("VID's hidden", hidden, positive=True)
         self.reduction: Literal["sum", "mean"] = reduction
         self.hidden = hidden

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
-from limbeck.core.knowledge import Knowledge, Needs
+from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.knowledge import Knowledge, Needs, Reads
 from limbeck.core.schedule import Number, check_number
-from limbeck.core.task import Batch, Facts, Task
+from limbeck.core.task import Batch, Facts
 from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._options import check_choice
 from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._projectors import projectors
 from limbeck.objectives._teacher import given
@@ -131,7 +132,6 @@ class IRG(Layered):
         {kind: graph.irg, layers: {layer1: layer1, layer2: layer2, layer3: layer3}}
     """
 
-    wish = "stages"
     batchwise = True
 
     def __init__(
@@ -146,11 +146,10 @@ class IRG(Layered):
         scale: Literal["max", "none"] = "max",
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
-        super().__init__(layers)
-        choices = {"of": (of, ("logits", "features", "both")), "scale": (scale, ("max", "none")), "reduction": (reduction, ("mean", "sum"))}
-        for name, (value, known) in choices.items():
-            if value not in known:
-                raise RecipeError(f"no {name} {value!r} for IRG{did_you_mean(value, known)}")
+        super().__init__(layers, reads=of != "logits")
+        check_choice(self, "of", of, ("logits", "features", "both"))
+        check_choice(self, "scale", scale, ("max", "none"))
+        check_choice(self, "reduction", reduction, ("mean", "sum"))
         for name, number in (("vertices", vertices), ("edges", edges), ("transformations", transformations)):
             check_number(name, number, positive=False)
         if of == "logits" and layers != "auto":
@@ -161,27 +160,14 @@ class IRG(Layered):
         self.reduction: Literal["mean", "sum"] = reduction
         self.project = nn.ModuleList()
 
-    @property
-    def undecided(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.of != "logits" and not self._pairs
+    def reading(self, student: Reads, teacher: Reads) -> Needs:
+        outputs = frozenset[str]() if self.of == "features" else frozenset({"main"})
+        return Needs(replace(student, outputs=outputs), replace(teacher, outputs=outputs))
 
-    @property
-    def needs(self) -> Needs:
-        if self.of == "logits":
-            return Needs()
-        needs = super().needs
-        if self.of == "features" or needs.teacher is None:
-            return needs
-        main = frozenset({"main"})
-        return replace(needs, student=replace(needs.student, outputs=main), teacher=replace(needs.teacher, outputs=main))
-
-    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
-        said = given(self, teacher)
-        if self.of != "features" and student.main.logits.shape[1:] != said.main.logits.shape[1:]:
-            ours, theirs = list(student.main.logits.shape), list(said.main.logits.shape)
+    def bound(self, student: Knowledge, teacher: Knowledge, facts: Facts | None) -> None:
+        if self.of != "features" and student.main.logits.shape[1:] != teacher.main.logits.shape[1:]:
+            ours, theirs = list(student.main.logits.shape), list(teacher.main.logits.shape)
             raise MismatchError(f"IRG compares logits, and the student's are {ours}, the teacher's {theirs}: take of: features")
-        if self.of != "logits":
-            super().bind(student, teacher, task, facts)
 
     def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
         if self.of == "features":
@@ -189,7 +175,7 @@ class IRG(Layered):
             self.project = projectors([(_pooled(ours), _pooled(theirs))], [self.pairs[-1]])
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
-        matched = [] if self.of == "logits" else list(self.matched(student, teacher))
+        matched = list(self.matched(student, teacher))
         ours, theirs = [one for one, _ in matched], [other for _, other in matched]
         if self.of == "features":
             vertices = self.project[0](_pooled(ours[-1])), _pooled(theirs[-1])

@@ -4,17 +4,17 @@ Yang et al., "Distilling Knowledge from Graph Convolutional Networks", CVPR 2020
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
-from limbeck.core.knowledge import Knowledge, Needs
+from limbeck.core.errors import MismatchError
+from limbeck.core.knowledge import Knowledge, Needs, Reads
 from limbeck.core.schedule import check_number
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered, Layers
+from limbeck.objectives._options import check_choice
 from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._teacher import given
 
@@ -102,17 +102,15 @@ class LSP(Layered):
 
     def __init__(self, *, layers: Layers = "auto", kernel: Kernel = "rbf", sigma: float = 100.0, direction: Direction = "student") -> None:
         super().__init__(layers)
-        for name, value, choices in (("kernel", kernel, get_args(Kernel)), ("direction", direction, get_args(Direction))):
-            if value not in choices:
-                raise RecipeError(f"no {name} {value!r} for LSP{did_you_mean(value, choices)}")
+        check_choice(self, "kernel", kernel, get_args(Kernel))
+        check_choice(self, "direction", direction, get_args(Direction))
         check_number("sigma", sigma, positive=True)
         self.kernel: Kernel = kernel
         self.sigma = sigma
         self.direction: Direction = direction
 
-    @property
-    def needs(self) -> Needs:
-        return replace(super().needs, fields=frozenset({"edge_index"}))
+    def reading(self, student: Reads, teacher: Reads) -> Needs:
+        return Needs(student, teacher, fields=frozenset({"edge_index"}))
 
     def fit(self, features: Sequence[tuple[Tensor, Tensor]]) -> None:
         for (ours, theirs), (one, other) in zip(features, self.pairs, strict=True):

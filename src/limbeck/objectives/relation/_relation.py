@@ -10,14 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import RecipeError, did_you_mean
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered
 
 from ._geometry import flat
 
-__all__ = ["Reduction", "Relation", "check_choice"]
+__all__ = ["Reduction", "Relation"]
 
 Reduction = Literal["mean", "sum"]
 
@@ -37,9 +36,3 @@ class Relation(Layered):
     @abstractmethod
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the loss of one pair of features `[N, ...]`, a scalar."""
-
-
-def check_choice(part: type[Relation], name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse an option's value that is none of its choices."""
-    if value not in choices:
-        raise RecipeError(f"no {name} {value!r} for {part.__name__}{did_you_mean(value, choices)}")

@@ -12,9 +12,10 @@ from torch import Tensor
 from limbeck.core.errors import RecipeError
 from limbeck.core.schedule import check_number
 from limbeck.objectives._layered import Layers
+from limbeck.objectives._options import check_choice
 
 from ._geometry import flat, unit_gram
-from ._relation import Relation, check_choice
+from ._relation import Relation
 
 __all__ = ["CC", "cc_loss"]
 
@@ -33,14 +34,18 @@ def cc_loss(student: Tensor, teacher: Tensor, *, kernel: Literal["gaussian", "bi
     >>> cc_loss(torch.eye(2), torch.ones(2, 3), kernel="bilinear")
     tensor(0.5000)
     """
-    check_number("gamma", gamma, positive=True)
-    if order < 1:
-        raise RecipeError(f"order is {order}; it must be 1 or more, for order 0 tells nothing of the examples")
+    _check(gamma, order)
     ours, theirs = flat(student, teacher)
     ours, theirs = unit_gram(ours), unit_gram(theirs)
     if kernel == "gaussian":
         ours, theirs = _expanded(ours, gamma, order), _expanded(theirs, gamma, order)
     return (theirs - ours).square().sum() / max(len(ours) ** 2, 1)
+
+
+def _check(gamma: float, order: int) -> None:
+    check_number("gamma", gamma, positive=True)
+    if order < 1:
+        raise RecipeError(f"order is {order}; it must be 1 or more, for order 0 tells nothing of the examples")
 
 
 def _expanded(cosines: Tensor, gamma: float, order: int) -> Tensor:
@@ -77,10 +82,8 @@ class CC(Relation):
 
     def __init__(self, *, layers: Layers = "auto", kernel: Literal["gaussian", "bilinear"] = "gaussian", gamma: float = 0.4, order: int = 2) -> None:
         super().__init__(layers)
-        check_choice(type(self), "kernel", kernel, ("gaussian", "bilinear"))
-        check_number("gamma", gamma, positive=True)
-        if order < 1:
-            raise RecipeError(f"order is {order}; it must be 1 or more, for order 0 tells nothing of the examples")
+        check_choice(self, "kernel", kernel, ("gaussian", "bilinear"))
+        _check(gamma, order)
         self.kernel: Literal["gaussian", "bilinear"] = kernel
         self.gamma, self.order = gamma, order
 

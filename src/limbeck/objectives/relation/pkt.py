@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from limbeck.objectives._layered import Layers
+from limbeck.objectives._options import check_choice
 
 from ._geometry import flat, unit_gram
-from ._relation import Reduction, Relation, check_choice
+from ._relation import Reduction, Relation
 
 __all__ = ["PKT", "pkt_loss"]
 
@@ -71,7 +72,7 @@ class PKT(Relation):
 
     def __init__(self, *, layers: Layers = "auto", reduction: Reduction = "sum") -> None:
         super().__init__(layers)
-        check_choice(type(self), "reduction", reduction, ("mean", "sum"))
+        check_choice(self, "reduction", reduction, ("mean", "sum"))
         self.reduction: Reduction = reduction
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:

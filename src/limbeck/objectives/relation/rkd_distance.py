@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limbeck.objectives._layered import Layers
+from limbeck.objectives._options import check_choice
 
 from ._geometry import centred_gram, flat, squared_distances
-from ._relation import Reduction, Relation, check_choice
+from ._relation import Reduction, Relation
 
 __all__ = ["RKDDistance", "rkd_distance_loss"]
 
@@ -64,7 +65,7 @@ class RKDDistance(Relation):
 
     def __init__(self, *, layers: Layers = "auto", reduction: Reduction = "mean") -> None:
         super().__init__(layers)
-        check_choice(type(self), "reduction", reduction, ("mean", "sum"))
+        check_choice(self, "reduction", reduction, ("mean", "sum"))
         self.reduction: Reduction = reduction
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.errors import RecipeError, did_you_mean
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.schedule import Number, check_number
 from limbeck.core.task import Batch
+from limbeck.objectives._options import check_choice
 from limbeck.objectives._teacher import given
 
 from ._logits import divergence, prepared
@@ -69,8 +69,7 @@ class BernoulliKD(Responding):
     def __init__(self, *, temperature: Number = 1.0, reduction: Literal["sum", "mean"] = "sum") -> None:
         super().__init__()
         check_number("temperature", temperature, positive=True)
-        if reduction not in ("sum", "mean"):
-            raise RecipeError(f"no reduction {reduction!r} for BernoulliKD{did_you_mean(reduction, ('sum', 'mean'))}")
+        check_choice(self, "reduction", reduction, ("sum", "mean"))
         self.temperature = temperature
         self.reduction: Literal["sum", "mean"] = reduction
 

@@ -19,14 +19,14 @@ from ._response import Responding
 
 __all__ = ["MultiLevel", "multi_level_loss"]
 
-TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
+_TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 
 
 def multi_level_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     *,
-    temperatures: Sequence[float] = TEMPERATURES,
+    temperatures: Sequence[float] = _TEMPERATURES,
     instance: float = 1.0,
     batch: float = 1.0,
     category: float = 1.0,
@@ -96,7 +96,7 @@ class MultiLevel(Responding):
     batchwise = True
     usual = 9.0
 
-    def __init__(self, *, temperatures: tuple[float, ...] = TEMPERATURES, instance: Number = 1.0, batch: Number = 1.0, category: Number = 1.0) -> None:
+    def __init__(self, *, temperatures: tuple[float, ...] = _TEMPERATURES, instance: Number = 1.0, batch: Number = 1.0, category: Number = 1.0) -> None:
         super().__init__()
         _check(temperatures, instance, batch, category)
         self.temperatures, self.instance, self.batch, self.category = tuple(temperatures), instance, batch, category

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
+from limbeck.core.errors import MismatchError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.schedule import Number, check_number
 from limbeck.core.task import Batch
+from limbeck.objectives._options import check_choice
 from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._teacher import given
 
@@ -98,8 +99,7 @@ class RegressionKD(Responding):
         super().__init__()
         if margin is not None:
             check_number("margin", margin, positive=False)
-        if distance not in get_args(Distance):
-            raise RecipeError(f"no distance {distance!r} for RegressionKD{did_you_mean(distance, get_args(Distance))}")
+        check_choice(self, "distance", distance, get_args(Distance))
         self.margin = margin
         self.distance: Distance = distance
         self.labelled = margin is not None

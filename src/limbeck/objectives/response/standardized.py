@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from limbeck.core.errors import RecipeError, did_you_mean
+from limbeck.core.errors import RecipeError
 from limbeck.core.knowledge import Dense, Knowledge, Needs
 from limbeck.core.lookup import build
 from limbeck.core.objective import Objective
 from limbeck.core.task import Batch, Facts, Task
+from limbeck.objectives._options import check_choice
 from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._teacher import given
 
@@ -61,17 +62,13 @@ class Standardized(Objective):
 
     def __init__(self, *, of: Objective | dict[str, Any] | None = None, deviation: Deviation = "population") -> None:
         super().__init__()
-        if deviation not in ("population", "sample"):
-            raise RecipeError(f"no deviation {deviation!r} for Standardized{did_you_mean(deviation, ('population', 'sample'))}")
+        check_choice(self, "deviation", deviation, ("population", "sample"))
         self.of = of if isinstance(of, Objective) else _built({"kind": "response.kd", "temperature": 2.0} if of is None else of)
         self.deviation: Deviation = deviation
         self.batchwise, self.perfect = self.of.batchwise, self.of.perfect
+        self.undecided = self.of.undecided
         if not self.undecided:
             self._check()
-
-    @property
-    def undecided(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.of.undecided
 
     @property
     def needs(self) -> Needs:
@@ -79,7 +76,7 @@ class Standardized(Objective):
 
     def choose(self, student: Knowledge, teacher: Knowledge | None) -> None:
         self.of.choose(student, teacher)
-        self.said = self.of.said
+        self.undecided, self.said = self.of.undecided, self.of.said
         self._check()
 
     def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
