@@ -25,7 +25,7 @@ def test_there_is_something_to_look_at():
 
 
 def test_core_stays_small():
-    assert sum(lines(file) for file in (SOURCE / "core").rglob("*.py")) <= 1800
+    assert sum(lines(file) for file in (SOURCE / "core").rglob("*.py")) <= 2000
 
 
 def test_no_module_is_long():

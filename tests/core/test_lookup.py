@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def test_names_import_neither_parts_nor_torch():
 def test_each_slot_s_base_exists():
     for where in SLOTS.values():
         module, _, name = where.partition(":")
-        assert isinstance(getattr(importlib.import_module(module), name), type)
+        assert isinstance(getattr(importlib.import_module(module), name), (type, types.UnionType))
 
 
 def test_an_unknown_slot_names_the_nearest():
@@ -246,7 +247,7 @@ def test_what_is_no_part_of_its_slot_is_refused(write: Write):
     write("mine.py", "def make():\n    return 3")
     with pytest.raises(RecipeError) as caught:
         build("models", "python:mine:make", {})
-    assert one_line(caught) == "python:mine:make gives a int; a part of models must be a torch.nn.modules.module.Module"
+    assert one_line(caught) == "python:mine:make gives a int; a part of models must be a torch.nn.Module"
     with pytest.raises(RecipeError, match=r"a part of objectives must be a limbeck.core.objective.Objective"):
         build("objectives", "python:torch.nn:Identity", {})
 

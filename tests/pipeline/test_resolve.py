@@ -14,8 +14,9 @@ from torch import nn
 from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.lookup import find
 from limbeck.pipeline import resolve
+from limbeck.pipeline.assemble import assemble
 from limbeck.pipeline.recipe import Part, Recipe, TrainStage, load_recipe
-from limbeck.pipeline.resolve import full, graph_part, make_model, make_scheme, make_tasks, model_spec, stage_hashes
+from limbeck.pipeline.resolve import full, graph_part, make_model, make_tasks, model_spec, stage_hashes
 
 DIGESTS = {"teacher": "a" * 64, "other": "b" * 64, "student": "c" * 64, "shipped": "d" * 64}
 TREE: dict[str, Any] = {
@@ -212,6 +213,7 @@ def test_a_model_is_built_again_from_its_spec() -> None:
         ({"kind": "frozen", "of": ["teacher", "other"]}, r"the teacher frozen is made of one stage, of: name; given is of: \['teacher', 'other'\]"),
         ({"kind": "frozen", "of": ["teacher"]}, "the teacher frozen is made of one stage"),
         ({"kind": "ensemble", "of": "teacher"}, r"the teacher ensemble is made of several stages, of: \[one, other\]; given is of: 'teacher'"),
+        ({"kind": "frozen", "of": None}, "the teacher frozen is made of one stage, of: name; given is of: None"),
         ({"kind": "ensemble", "of": ["teacher"]}, "an ensemble of 1: give two teachers or more"),
     ],
 )
@@ -220,22 +222,19 @@ def test_a_teacher_is_made_of_as_many_stages_as_it_takes(teacher: dict[str, Any]
     task, stage = make_tasks(recipe)["student"], recipe.stages["student"]
     assert isinstance(stage, TrainStage)
     models = [make_model(model_spec(Part(kind="mlp"), task.facts())) for _ in range(3)]
-    example = next(task.loader("train", batch_size=4).batches(0))
     of = teacher["of"] if isinstance(teacher["of"], list) else [teacher["of"]]
     with pytest.raises(RecipeError, match=message):
-        make_scheme(stage, models[0], models[1 : 1 + len(of)], task, task.facts(), example)
+        assemble("student", stage, models[0], models[1 : 1 + len(of)], task, seed=0)
 
 
 def test_models_of_other_classes_do_not_fit() -> None:
     recipe = recipe_of()
     task, stage = make_tasks(recipe)["student"], recipe.stages["student"]
     assert isinstance(stage, TrainStage)
-    example = next(task.loader("train", batch_size=4).batches(0))
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
     with pytest.raises(MismatchError, match=r"10.*7|7.*10") as caught:
-        make_scheme(stage, make_model(model_spec(Part(kind="mlp"), task.facts())), [teacher], task, task.facts(), example)
+        assemble("student", stage, make_model(model_spec(Part(kind="mlp"), task.facts())), [teacher], task, seed=0)
     assert "\n" not in str(caught.value)
-    made = make_scheme(
-        stage, make_model(model_spec(Part(kind="mlp"), task.facts())), [nn.Sequential(nn.Flatten(), nn.Linear(64, 10))], task, task.facts(), example
-    )
-    assert isinstance(made, find("schemes", "offline"))
+    fitting = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    made = assemble("student", stage, make_model(model_spec(Part(kind="mlp"), task.facts())), [fitting], task, seed=0)
+    assert isinstance(made.scheme, find("schemes", "offline"))

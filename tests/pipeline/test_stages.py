@@ -12,10 +12,10 @@ from limbeck.core.artifact import Artifact
 from limbeck.core.errors import MismatchError, ParityError
 from limbeck.core.events import EpochDone, Event, Note, Progress, StageStarted, silent
 from limbeck.core.files import read_json
+from limbeck.pipeline.assemble import micro_batch
 from limbeck.pipeline.modules import load, load_module, read_tensors
 from limbeck.pipeline.recipe import TrainStage
 from limbeck.pipeline.run import Run, run_recipe
-from limbeck.pipeline.stages import micro_batch
 
 TREE: dict[str, Any] = {
     "name": "toy",

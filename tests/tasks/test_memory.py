@@ -1,5 +1,7 @@
 """The in-memory loader: the promises of `Task.loader`, over ranks, epochs and resumption."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,9 +22,9 @@ AUGMENT = [Shift(pixels=1), Crop(padding=2), Flip()]
 
 
 def loader(
-    split: Split = "train", *, held: Held = FLOAT, batch_size: int = 8, seed: int = 0, rank: int = 0, world: int = 1, augment: bool = True
+    split: Split = "train", *, held: Held = FLOAT, batch_size: int = 8, seed: int = 0, rank: int = 0, world: int = 1, augment: bool = True, **how: Any
 ) -> MemoryLoader:
-    return MemoryLoader(held, ROWS, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=AUGMENT if augment else [])
+    return MemoryLoader(held, ROWS, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=AUGMENT if augment else [], **how)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -150,3 +152,27 @@ def test_normalised_leaves_its_argument_alone() -> None:
     raw = torch.ones(1, 2, 1, 1)
     out = normalised(raw, 2.0, torch.zeros(2, 1, 1), torch.ones(2, 1, 1))
     assert raw.unique().item() == 1 and out.unique().item() == 0.5
+
+
+def test_views_repeat_their_augmentation_and_say_which_they_are() -> None:
+    def seen(epoch: int, views: int | None) -> dict[int, Tensor]:
+        batches = list(loader(views=views).batches(epoch))
+        assert all(("view" in batch) == (views is not None) for batch in batches)
+        assert views is None or all(batch["view"].eq(epoch % views).all() and batch["view"].shape == batch["id"].shape for batch in batches)
+        return {int(one): image for batch in batches for one, image in zip(batch["id"], batch["input"], strict=True)}
+
+    free, first, again = seen(1, None), seen(1, 3), seen(4, 3)
+    both = first.keys() & again.keys()
+    assert len(both) > 40
+    assert all(first[one].equal(again[one]) and first[one].equal(free[one]) for one in both)
+    assert list(first) != list(again)  # the order follows the epoch
+    with pytest.raises(RecipeError, match="views is 0"):
+        loader(views=0)
+
+
+def test_the_whole_training_split_comes_in_order_and_augmented() -> None:
+    whole = list(loader(whole=True).batches(1))
+    assert torch.equal(ids(whole), ROWS)
+    images = {int(one): image for batch in whole for one, image in zip(batch["id"], batch["input"], strict=True)}
+    for batch in loader().batches(1):
+        assert all(images[int(one)].equal(image) for one, image in zip(batch["id"], batch["input"], strict=True))

@@ -10,6 +10,7 @@ lineage.json             the stage's hash, its parents' digests, versions, seed,
 recipe.yaml              the recipe as resolved
 checkpoint/              the last training state, so that more epochs can continue from it
 metrics.json             every figure; the only file that later measurement may add to
+players/NAME/            an artifact of each other player that ships, sealed by its own manifest
 """
 
 from collections.abc import Mapping
@@ -25,6 +26,11 @@ __all__ = ["FORMAT", "Artifact", "Kind", "seal"]
 FORMAT = 1
 Kind = Literal["module", "graph"]
 _MUTABLE = {"manifest.json", "metrics.json"}
+
+
+def _mutable(parts: tuple[str, ...]) -> bool:
+    """Whether a file of an artifact, or of a player's within it, may change."""
+    return parts[-1] in _MUTABLE and (len(parts) == 1 or (len(parts) == 3 and parts[0] == "players"))
 
 
 def _sound(manifest: Any) -> bool:
@@ -100,6 +106,12 @@ class Artifact:
     def metrics(self) -> dict[str, Any]:
         return read_json(self.path / "metrics.json")
 
+    @property
+    def players(self) -> dict[str, "Artifact"]:
+        """The other players that ship with it, every byte compared with their manifests."""
+        folder = self.path / "players"
+        return {path.name: Artifact.open(path) for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
     def add_metrics(self, found: Mapping[str, Any]) -> None:
         """Add figures that were measured later."""
         write_json(self.path / "metrics.json", {**self.metrics, **found})
@@ -111,7 +123,7 @@ def seal(folder: Path, *, name: str, kind: Kind, model: str, stage_hash: str, sp
     write_json(folder / "metrics.json", dict(metrics))
     files = {
         file.relative_to(folder).as_posix(): {"sha256": sha256(file), "bytes": file.stat().st_size}
-        for file in sorted(folder.rglob("*")) if file.is_file() and file.relative_to(folder).as_posix() not in _MUTABLE
+        for file in sorted(folder.rglob("*")) if file.is_file() and not _mutable(file.relative_to(folder).parts)
     }  # fmt: skip
     assert model in files, f"{name}: {model} is not in the folder to seal"
     write_json(folder / "manifest.json", {"format": FORMAT, "name": name, "kind": kind, "model": model, "stage_hash": stage_hash, "files": files})

@@ -32,7 +32,7 @@ SLOTS = {
     "objectives": "limbeck.core.objective:Objective",
     "teachers": "limbeck.core.teacher:Teacher",
     "transfer": "limbeck.core.transfer:Transfer",
-    "schemes": "limbeck.core.scheme:Scheme",
+    "schemes": "limbeck.core.scheme:Way",
     "tasks": "limbeck.core.task:Task",
     "models": "torch.nn:Module",
     "export": "limbeck.core.graph:Exporter",
@@ -135,7 +135,9 @@ def find(slot: str, kind: str) -> Any:
     public = [member for key, member in vars(loaded).items() if inspect.isclass(member) and not key.startswith("_")]
     parts = [member for member in public if member.__module__ == loaded.__name__ and issubclass(member, base) and not inspect.isabstract(member)]
     if len(parts) != 1:
-        raise RecipeError(f"{where} must define exactly one public {base.__name__}; it defines {', '.join(p.__name__ for p in parts) or 'none'}")
+        raise RecipeError(
+            f"{where} must define exactly one public {SLOTS[slot].rpartition(':')[2]}; it defines {', '.join(p.__name__ for p in parts) or 'none'}"
+        )
     return parts[0]
 
 
@@ -255,7 +257,7 @@ def build(slot: str, kind: str, values: Mapping[str, Any], *args: Any, **given: 
     made = part(*args, **{**handed, **checked})
     base = _import(SLOTS[slot], slot)
     if not isinstance(made, base):
-        raise RecipeError(f"{label} gives a {type(made).__name__}; a part of {slot} must be a {base.__module__}.{base.__name__}")
+        raise RecipeError(f"{label} gives a {type(made).__name__}; a part of {slot} must be a {SLOTS[slot].replace(':', '.')}")
     return made
 
 

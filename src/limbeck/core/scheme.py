@@ -1,8 +1,9 @@
-"""A scheme: who teaches whom, and when."""
+"""A scheme: who teaches whom, and when; a course: a scheme over time, which is ordinary stages one after another."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from .errors import MismatchError
 from .objective import Objective
 from .schedule import Clock
+from .teacher import Teacher
 
 if TYPE_CHECKING:
     from .task import Batch
 
-__all__ = ["Losses", "Scheme"]
+__all__ = ["Course", "Losses", "Scheme", "Way"]
 
 
 @dataclass
@@ -69,9 +71,34 @@ class Scheme(nn.Module, ABC):
     def after_step(self) -> None:
         """Let teachers that follow the student follow it."""
 
+    def specs(self) -> Mapping[str, Mapping[str, Any]]:
+        """Player -> the model that it is, as a recipe writes it, for shipped players that the scheme made itself; the others are of the student's kind."""
+        return {}
+
+    def leave(self, folder: Path) -> None:
+        """Put into the student's artifact what belongs beside its weights: examples that were made, a memory. Nothing, for most."""
+
     def at(self, epoch: float, epochs: float) -> None:
-        """Tell every objective where training stands, for weights and temperatures that follow a schedule."""
+        """Tell every objective and every teacher where training stands, for what follows a schedule."""
         clock = Clock(epoch, epochs)
         for module in self.modules():
-            if isinstance(module, Objective):
+            if isinstance(module, (Objective, Teacher)):
                 module.clock = clock
+
+
+class Course(ABC):
+    """A scheme over time: ordinary stages, one after another, in the place of the one that names it."""
+
+    @abstractmethod
+    def expand(self, name: str, stage: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Return the stages that take the place of stage `name`, in order, as a recipe writes them; the last one bears its name.
+
+        `stage` is the stage in full, its scheme left out; `earlier` are the recipe's stages above it. Names of the others begin with `name` and a hyphen.
+
+        Raises:
+            RecipeError: what cannot be meant.
+        """
+
+
+Way = Scheme | Course
+"""What the slot `schemes` holds."""

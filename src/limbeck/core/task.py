@@ -64,12 +64,29 @@ class Task(ABC):
         """A digest of the data and of all that is done to them, without loading them."""
 
     @abstractmethod
-    def loader(self, split: Split, *, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Loader:
+    def loader(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
+        views: int | None = None,
+        whole: bool = False,
+    ) -> Loader:
         """The batches of a split: `batch_size` per process and batch.
 
         The training split is shuffled by (seed, epoch), augmented, and its last incomplete round is left out; batch k of rank r of `world` holds
         examples `(k * world + r) * batch_size` onward of the epoch's order, so the union over ranks is the same for every world. The others come
         whole and in order, a batch to each rank in turn.
+
+        With `views`, epoch e of the training split draws its augmentation as epoch `e mod views` does, and batches say so: `view [N]`. With `whole`, the
+        training split too comes whole and in order, augmented as ever.
+
+        Raises:
+            MismatchError: `views` of a loader whose augmentation is not ours to repeat.
         """
 
     @abstractmethod

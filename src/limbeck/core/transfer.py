@@ -1,7 +1,10 @@
 """A transfer set: on which inputs the student is taught."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 if TYPE_CHECKING:
     from .task import Loader, Task
@@ -10,8 +13,14 @@ __all__ = ["Transfer"]
 
 
 class Transfer(ABC):
-    """On which inputs the student is taught."""
+    """On which inputs the student is taught.
+
+    A constructor with a positional parameter `source` is handed the opened artifact of the stage that the recipe names by `of`.
+    """
 
     @abstractmethod
     def loader(self, task: "Task", **how: Any) -> "Loader":
         """The batches to teach on; `how` is what `Task.loader` takes after the split."""
+
+    def leave(self, folder: Path, task: "Task", model: nn.Module) -> None:  # noqa: B027
+        """Put into the trained model's artifact what a later stage may draw from: a memory of examples. Nothing, for most."""

@@ -16,7 +16,8 @@ from limbeck.core import lookup
 from limbeck.core.errors import RecipeError, did_you_mean
 from limbeck.core.lookup import wanted
 
-from .recipe import DistillStage, ExportStage, ObjectiveSpec, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, builtin
+from .recipe import DistillStage, Drawing, ExportStage, ObjectiveSpec, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, builtin
+from .resolve import made_of
 
 __all__ = ["Entry", "OptionLine", "PartPage", "describe", "parts", "recipes", "schema"]
 
@@ -29,8 +30,8 @@ _PLACES: dict[tuple[type[BaseModel], str], str] = {
     (QuantizeStage, "method"): "compress",
 }
 """(model, field) of a recipe that holds a part -> the part's slot."""
-_PARTS: tuple[type[BaseModel], ...] = (Part, ObjectiveSpec, TeacherSpec)
-_BESIDE: dict[str, type[BaseModel]] = {"objectives": ObjectiveSpec, "teachers": TeacherSpec}
+_PARTS: tuple[type[BaseModel], ...] = (Part, Drawing, ObjectiveSpec, TeacherSpec)
+_BESIDE: dict[str, type[BaseModel]] = {"objectives": ObjectiveSpec, "teachers": TeacherSpec, "transfer": Drawing, "schemes": Drawing}
 """Slot -> the model whose fields stand beside a part's own options."""
 _PYTHON = r"^python:[\w.]+:\w+$"
 _YEAR = re.compile(r"arXiv:\d|\b(19|20)\d\d\b")
@@ -202,7 +203,7 @@ def schema() -> dict[str, Any]:
     slots: dict[str, Any] = {}
     for slot in lookup.SLOTS:
         beside = known[name_of(_BESIDE[slot])] if slot in _BESIDE else {}
-        cases = [_case(slot, name, known[name_of(options[slot, name])], inspect.getdoc(found[slot, name]) or "", beside) for name in lookup.names(slot)]
+        cases = [_case(slot, name, known[name_of(options[slot, name])], found[slot, name], beside) for name in lookup.names(slot)]
         slots[slot] = {"oneOf": [*cases, _users_own(beside)]}
     untyped = {f"#/$defs/{name_of(model)}" for model in _PARTS}
     for (model, field), slot in _PLACES.items():
@@ -221,16 +222,16 @@ def _handed(part: Any) -> frozenset[str]:
     return frozenset(p.name for p in inspect.signature(part).parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _case(slot: str, name: str, options: Mapping[str, Any], doc: str, beside: Mapping[str, Any]) -> dict[str, Any]:
-    """One part: its kind, what stands beside its options, its options."""
+def _case(slot: str, name: str, options: Mapping[str, Any], part: Any, beside: Mapping[str, Any]) -> dict[str, Any]:
+    """One part: its kind, what stands beside its options, its options; and the stage that it is made of, where its constructor asks for one."""
     ways = _spellings(slot, name)
     kind = {"const": name} if len(ways) == 1 else {"enum": ways}
     return {
         "title": name,
-        "description": " ".join(doc.partition("\n\n")[0].split()),
+        "description": " ".join((inspect.getdoc(part) or "").partition("\n\n")[0].split()),
         "type": "object",
         "properties": {"kind": kind, **_but_kind(beside), **options.get("properties", {})},
-        "required": ["kind", *_required(beside), *options.get("required", ())],
+        "required": ["kind", *(["of"] if made_of(part) else []), *_required(beside), *options.get("required", ())],
         "additionalProperties": bool(options.get("additionalProperties", False)),
     }
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from limbeck.core import lookup
-from limbeck.core.errors import DataError, MismatchError, StorageError
+from limbeck.core.artifact import Artifact
+from limbeck.core.errors import MismatchError, StorageError, did_you_mean
 from limbeck.core.events import Listener, Note, silent
 from limbeck.core.files import storage
 from limbeck.core.objective import Term
@@ -18,11 +19,11 @@ from limbeck.engine.loop import optimizers, steps_per_epoch
 from limbeck.engine.runtime import Runtime
 from limbeck.measure.size import parameters
 
+from .assemble import assemble
 from .learnt import objectives_of
-from .modules import inputs_of
-from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe
-from .resolve import graph_part, make_model, make_scheme, make_tasks, model_spec
-from .stages import micro_batch
+from .modules import inputs_of, load
+from .recipe import DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage, load_recipe
+from .resolve import full, graph_part, make_model, make_tasks, model_spec
 
 __all__ = ["check", "check_recipe", "check_room"]
 
@@ -54,21 +55,28 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
         if "validation" not in task.splits():
             listener(Note(f"no validation split for {', '.join(whose)}: the last epoch is what is kept and reported"))
     models: dict[str, nn.Module] = {}
+    given: dict[str, Artifact] = {}
     with torch.random.fork_rng(devices=[]):
         for name, stage in recipe.stages.items():
             if isinstance(stage, TrainStage):
                 runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
-                models[name] = models[stage.init] if stage.init else make_model(model_spec(stage.model, tasks[name].facts()))  # pyright: ignore[reportArgumentType]
-                first, *more = _trains(recipe, name, stage, tasks[name], models, listener)
+                models[name] = _of(models, stage.init) if stage.init else make_model(model_spec(stage.model, tasks[name].facts()))  # pyright: ignore[reportArgumentType]
+                first, *more = _trains(recipe, name, stage, tasks[name], models, given, listener)
                 said += [f"stage {name}: {first} on {spec.devices} x {runtime.fabric.device.type}", *(f"stage {name}: {line}" for line in more)]
+            elif isinstance(stage, GivenStage):
+                given[name] = Artifact.open(stage.path)
+                models[name] = load(stage.path)
+                said.append(f"stage {name}: the {given[name].kind} {given[name].name} of {stage.path.parent.parent}")
             elif isinstance(stage, ExportStage):
                 part = graph_part("export", stage.format)
-                if len(inputs := inputs_of(models[stage.of])) > 1:
+                source = _of(models, stage.of)
+                if len(inputs := inputs_of(source)) > 1:
                     raise MismatchError(
-                        f"stage {name} exports {stage.of}, a {type(models[stage.of]).__name__} that takes {', '.join(inputs)}, and an exported file takes one "
+                        f"stage {name} exports {stage.of}, a {type(source).__name__} that takes {', '.join(inputs)}, and an exported file takes one "
                         "input: leave the stage out, or export a model that takes the input alone"
                     )
                 lookup.build("export", part.kind, part.options)
+                models[name] = source
                 said.append(f"stage {name}: {stage.of} as {part.kind}")
             elif isinstance(stage, QuantizeStage):
                 part = graph_part("compress", stage.method)
@@ -77,23 +85,35 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
     return said
 
 
-def _trains(recipe: Recipe, name: str, stage: TrainStage, task: Task, models: dict[str, nn.Module], listener: Listener) -> list[str]:
-    """Bind a training stage's scheme with one real batch, as training will, and say what it comes to; its model is what the stage would ship."""
-    transfer = lookup.build("transfer", stage.transfer.kind, stage.transfer.options)
-    loader = transfer.loader(task, batch_size=micro_batch(stage, recipe.runtime.devices), seed=recipe.seed)
-    teachers = [models[one] for one in stage.teacher.stages] if isinstance(stage, DistillStage) else []
-    first = next(iter(loader.batches(0)), None)
-    if first is None:
-        raise DataError(f"stage {name}: an epoch has no batch of {stage.batch_size}")
-    scheme = make_scheme(stage, models[name], teachers, task, task.facts(), first)
+def _of(models: Mapping[str, nn.Module], name: str) -> nn.Module:
+    """The model that a stage, or a stage's player, would ship."""
+    if name not in models:
+        stage = name.partition(".")[0]
+        players = [one.removeprefix(f"{stage}.") for one in models if one.startswith(f"{stage}.")]
+        raise MismatchError(f"stage {stage!r} ships no player {name.partition('.')[2]!r} beside its student{did_you_mean(name.partition('.')[2], players)}")
+    return models[name]
+
+
+def _trains(
+    recipe: Recipe, name: str, stage: TrainStage, task: Task, models: dict[str, nn.Module], given: Mapping[str, Artifact], listener: Listener
+) -> list[str]:
+    """Bind a training stage's scheme with one real batch, as training will, and say what it comes to; its models are what the stage would ship."""
+    teachers = [_of(models, one) for one in stage.teacher.stages] if isinstance(stage, DistillStage) else []
+    for slot, drawing in (("transfer", stage.transfer), ("schemes", stage.scheme)):
+        full(slot, Part(kind=drawing.kind, **drawing.options))
+        if drawing.of is not None and drawing.of not in given:
+            return [f"{stage.kind} {parameters(models[name]):,} parameters for {stage.epochs} epochs, put together when {drawing.of} has run"]
+    made = assemble(name, stage, models[name], teachers, task, seed=recipe.seed, sources=given, world=recipe.runtime.devices)
+    scheme = made.scheme
     optimizers(scheme, stage)
-    steps = steps_per_epoch(loader, stage)
+    steps = steps_per_epoch(made.loader, stage)
     for term in (module for module in scheme.modules() if isinstance(module, Term) and module.objective.batchwise):
         shares = stage.accumulate * (1 if term.gather else recipe.runtime.devices)
         if shares > 1:
             told = f"{type(term.objective).__name__} compares examples within a batch: {shares} micro-batches change what it means"
             listener(Note(told if term.gather or stage.accumulate > 1 else f"{told}; gather: true compares those of all devices", name, loud=True))
-    models[name] = scheme.shipped()["student"]
+    shipped = scheme.shipped()
+    models |= {name if player == "student" else f"{name}.{player}": model for player, model in shipped.items()}
     decided = dict.fromkeys(line for objective in objectives_of(scheme) for line in objective.said)
     return [f"{stage.kind} {parameters(models[name]):,} parameters for {stage.epochs} epochs of {steps} steps", *decided]
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
 from limbeck.core.ask import ask
 from limbeck.core.errors import LimbeckError
@@ -28,11 +27,11 @@ from limbeck.teachers.frozen import Frozen
 
 from . import _ailments as ailments
 from ._ailments import Finding
+from .assemble import assemble
 from .check import check_recipe
-from .modules import load_module
-from .recipe import DistillStage, Recipe, TrainStage, load_recipe, parents
-from .resolve import make_model, make_scheme, make_tasks, model_spec, stage_hashes
-from .stages import micro_batch
+from .modules import load
+from .recipe import DistillStage, GivenStage, Recipe, TrainStage, load_recipe, parents
+from .resolve import make_model, make_tasks, model_spec, stage_hashes
 
 __all__ = ["Finding", "dry", "examine"]
 
@@ -111,16 +110,19 @@ def _stage(
     """Examine one stage; its model, untrained, stands for it where later stages ask it."""
 
     def of(one: str) -> nn.Module:
-        return load_module(there[one]) if one in there else models[one]
+        return load(there[one].path) if one in there else models[one]
 
     facts = task.facts()
     student = of(stage.init) if stage.init else make_model(model_spec(stage.model, facts))  # pyright: ignore[reportArgumentType]
     asked = stage.teacher.stages if isinstance(stage, DistillStage) else []
-    loader = lookup.build("transfer", stage.transfer.kind, stage.transfer.options).loader(
-        task, batch_size=micro_batch(stage, recipe.runtime.devices), seed=recipe.seed
-    )
-    first = next(iter(loader.batches(0)))
-    scheme = make_scheme(stage, student, [of(one) for one in asked], task, facts, first)
+    drawn = [one for one in (stage.transfer.of, stage.scheme.of) if one]
+    if missing := [one for one in (*drawn, *asked) if one not in there and one not in models]:
+        return student, [Finding("fine", "stages", f"it takes from {missing[0]}, which is not there yet: run it, then check again")]
+    sources = {one: there[one] for one in drawn if one in there}
+    if len(sources) < len(drawn):
+        return student, [Finding("fine", "stages", f"it draws from {drawn[0]}, which is not there yet: run it, then check again")]
+    made = assemble(name, stage, student, [of(one) for one in asked], task, seed=recipe.seed, sources=sources, world=recipe.runtime.devices)
+    scheme, first = made.scheme, next(iter(made.loader.batches(0)))
     if not isinstance(scheme, Offline):
         return scheme.shipped()["student"], [
             Finding("warning", "scheme", f"the doctor knows the scheme offline, not {stage.scheme.kind}: nothing was examined")
@@ -151,11 +153,11 @@ def _artifacts(recipe: Recipe, out: Path, tasks: Mapping[str, Task]) -> dict[str
     found: dict[str, Artifact] = {}
     for name, stage in recipe.stages.items():
         path = out / "stages" / name
-        if not isinstance(stage, TrainStage) or not (path / "manifest.json").is_file() or any(one not in found for one in parents(stage)):
+        if not isinstance(stage, (TrainStage, GivenStage)) or not (path / "manifest.json").is_file() or any(one not in found for one in parents(stage)):
             continue
         artifact = Artifact.open(path)
         if artifact.stage_hash == stage_hashes(recipe, name, tasks[name], {one: found[one].digest for one in found})[0]:
-            found[name] = artifact
+            found |= {name: artifact} | {f"{name}.{player}": one for player, one in artifact.players.items()}
     return found
 
 

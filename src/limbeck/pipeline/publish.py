@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from limbeck.measure.answers import numbers, yes_or_no
 from limbeck.measure.fidelity import fidelity
 from limbeck.measure.size import macs, parameters
 
-__all__ = ["Publication", "choose", "metrics_of_test", "publish_module", "real_batch", "real_inputs", "seal_with_proof", "training_metrics"]
+__all__ = [
+    "Publication", "choose", "metrics_of_test", "place", "publish_module", "publish_players", "real_batch", "real_inputs", "seal_with_proof",
+    "training_metrics",
+]  # fmt: skip
 
 GOLDEN = 8
 """How many inputs and answers an artifact keeps as its golden ones."""
@@ -43,10 +46,10 @@ class Publication:
     teacher: Mapping[str, Tensor] | None = None
 
 
-def choose(model: nn.Module, fitted: Fit, plan: Training) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def choose(model: nn.Module, fitted: Fit, plan: Training, player: str = "student") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Load the best or the last weights into a trained model, as the plan has it; return the best and the last."""
     last = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    best = fitted.best["student"]
+    best = fitted.best[player]
     model.load_state_dict(best if plan.select == "best" else last)
     model.eval()
     return best, last
@@ -62,12 +65,58 @@ def training_metrics(fitted: Fit) -> dict[str, Any]:
     return metrics
 
 
+def place(out: Path, name: str) -> Path:
+    """Return the folder of a stage's artifact, or of its player's, `stage.player`."""
+    stage, _, player = name.partition(".")
+    return out / "stages" / stage / "players" / player if player else out / "stages" / stage
+
+
+def publish_players(
+    told: Publication,
+    plan: Training,
+    task: Task,
+    shipped: Mapping[str, nn.Module],
+    how: Mapping[str, Mapping[str, Any]],
+    fitted: Fit,
+    state: Path,
+    device: torch.device,
+    leave: Callable[[Path, nn.Module], None],
+) -> None:
+    """Write the student's artifact, with an artifact of each other player that ships in it; `how` says how to rebuild each, the student's way by default.
+
+    `leave` puts what else belongs into the student's folder.
+    """
+    others = {player: model for player, model in shipped.items() if player != "student"}
+    model = shipped["student"]
+
+    def fill(folder: Path) -> None:
+        leave(folder, model)
+        for player, module in others.items():
+            own = replace(told, target=folder / "players" / player, name=f"{told.name}.{player}")
+            publish_module(own, plan, task, module, how.get(player, how["student"]), fitted, None, device, player=player)
+
+    publish_module(told, plan, task, model, how["student"], fitted, state, device, fill=fill)
+
+
 def publish_module(
-    told: Publication, plan: Training, task: Task, model: nn.Module, how: Mapping[str, Any], fitted: Fit, state: Path, device: torch.device
+    told: Publication,
+    plan: Training,
+    task: Task,
+    model: nn.Module,
+    how: Mapping[str, Any],
+    fitted: Fit,
+    state: Path | None,
+    device: torch.device,
+    *,
+    player: str = "student",
+    fill: Callable[[Path], None] = lambda _folder: None,
 ) -> dict[str, Any]:
-    """Write a trained module's artifact; `how` says how to rebuild it, `state` holds the checkpoints. The chosen weights stay loaded; returns the metrics."""
+    """Write a trained module's artifact; `how` says how to rebuild it, `state` holds the checkpoints, `fill` adds what else belongs into the folder.
+
+    The chosen weights stay loaded; returns the metrics.
+    """
     facts = task.facts()
-    best, last = choose(model, fitted, plan)
+    best, last = choose(model, fitted, plan, player)
     example = real_batch(task, 1, device)
     operations = macs(model, example["input"], ask=lambda asked: task.forward(asked, example))
     metrics = training_metrics(fitted) | {"parameters": parameters(model), "macs": operations}
@@ -77,9 +126,11 @@ def publish_module(
             save_file(last, folder / "last.safetensors")
             os.link(folder / f"{plan.select}.safetensors", folder / "model.safetensors")
             write_json(folder / "history.json", {"epochs": fitted.history})
-            newest = checkpoint.latest(state)
-            assert newest is not None, "a finished training has a checkpoint"
-            shutil.copytree(newest, folder / "checkpoint" / newest.name)
+            if state is not None:
+                newest = checkpoint.latest(state)
+                assert newest is not None, "a finished training has a checkpoint"
+                shutil.copytree(newest, folder / "checkpoint" / newest.name)
+            fill(folder)
         with torch.no_grad():
             link = task.forward(model, example).main.link
         seen = {"link": link} if link != "softmax" else {}  # what a spec does not say is softmax

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -15,9 +15,11 @@ from limbeck.core.errors import RecipeError, did_you_mean
 from limbeck.core.schedule import Number, check_number
 from limbeck.engine.plan import Training
 
+from ._fault import first_fault
+
 __all__ = [
-    "DistillStage", "ExportStage", "Measure", "ObjectiveSpec", "Part", "QuantizeStage", "Recipe", "RuntimeSpec", "Stage", "TeacherSpec", "TrainStage",
-    "builtin", "load_recipe", "parents", "task_of",
+    "DistillStage", "Drawing", "ExportStage", "GivenStage", "Measure", "ObjectiveSpec", "Part", "QuantizeStage", "Recipe", "RuntimeSpec", "Stage",
+    "TeacherSpec", "TrainStage", "builtin", "load_recipe", "parents", "task_of",
 ]  # fmt: skip
 
 
@@ -44,14 +46,22 @@ class ObjectiveSpec(Part):
     init: str | None = Field(default=None, description="an earlier stage whose objective of this kind has learnt what this one begins with")
 
 
+class Drawing(Part):
+    """A part that may draw from what an earlier stage has left."""
+
+    of: str | None = Field(default=None, description="an earlier stage whose artifact it draws from, for parts that need one")
+
+
 class TeacherSpec(Part):
     """A teacher and the stage or stages whose models it asks."""
 
-    of: str | list[str] = Field(description="the stage that trained the teacher; a list for an ensemble")
+    of: str | list[str] | None = Field(
+        default=None, description="the stage whose model teaches, or stage.player; a list for several; left out for a teacher that needs none"
+    )
 
     @property
     def stages(self) -> list[str]:
-        return [self.of] if isinstance(self.of, str) else self.of
+        return [self.of] if isinstance(self.of, str) else self.of or []
 
 
 class TrainStage(Training):
@@ -62,8 +72,8 @@ class TrainStage(Training):
     init: str | None = Field(default=None, description="an earlier stage whose model is trained on")
     task: dict[str, Any] = Field(default={}, description="options of the recipe's task that differ while this stage trains, such as its augmentation")
     objectives: list[ObjectiveSpec] = Field(default=[ObjectiveSpec(kind="supervised")], min_length=1, description="what the model must match")
-    transfer: Part = Field(default=Part(kind="real"), description="on which inputs")
-    scheme: Part = Field(default=Part(kind="offline"), description="who teaches whom, and when")
+    transfer: Drawing = Field(default=Drawing(kind="real"), description="on which inputs")
+    scheme: Drawing = Field(default=Drawing(kind="offline"), description="who teaches whom, and when")
 
 
 class DistillStage(TrainStage):
@@ -76,6 +86,13 @@ class DistillStage(TrainStage):
         min_length=1,
         description="what the student must match",
     )
+
+
+class GivenStage(_Strict):
+    """Take an artifact that another run has made, as it is."""
+
+    kind: Literal["given"] = "given"
+    path: Path = Field(description="the artifact's folder: stages/NAME of a run")
 
 
 class ExportStage(_Strict):
@@ -99,7 +116,7 @@ class QuantizeStage(_Strict):
     min_sqnr_db: float = Field(default=10.0, description="smallest signal-to-quantization-noise ratio, in decibels")
 
 
-Stage = Annotated[TrainStage | DistillStage | ExportStage | QuantizeStage, Field(discriminator="kind")]
+Stage = Annotated[TrainStage | DistillStage | GivenStage | ExportStage | QuantizeStage, Field(discriminator="kind")]
 
 
 class RuntimeSpec(_Strict):
@@ -137,18 +154,20 @@ class Recipe(_Strict):
 
 def task_of(recipe: Recipe, name: str) -> Part:
     """Return a stage's task: the recipe's own, with what the stage that trained the model says otherwise; another `kind` takes the place of the whole."""
-    while not isinstance(stage := recipe.stages[name], TrainStage):
+    while isinstance(stage := recipe.stages[name.partition(".")[0]], (ExportStage, QuantizeStage)):
         name = stage.of
+    if isinstance(stage, GivenStage):
+        return recipe.task
     other = "kind" in stage.task and stage.task["kind"] != recipe.task.kind
     return Part(**({} if other else recipe.task.model_dump()) | stage.task)
 
 
-def parents(stage: TrainStage | DistillStage | ExportStage | QuantizeStage) -> list[str]:
-    """Return the stages that a stage takes something from."""
+def parents(stage: TrainStage | DistillStage | GivenStage | ExportStage | QuantizeStage) -> list[str]:
+    """Return what a stage takes something from: names of stages, or of a stage's player, `stage.player`."""
     if isinstance(stage, TrainStage):
-        taken = [stage.init, *(one.init for one in stage.objectives)]
+        taken = [stage.init, *(one.init for one in stage.objectives), stage.transfer.of, stage.scheme.of]
         return list(dict.fromkeys([one for one in taken if one] + (stage.teacher.stages if isinstance(stage, DistillStage) else [])))
-    return [stage.of]
+    return [] if isinstance(stage, GivenStage) else [stage.of]
 
 
 def builtin() -> dict[str, Path]:
@@ -179,7 +198,13 @@ def load_recipe(source: "str | Path | Mapping[str, Any] | Recipe", sets: Iterabl
         _set(tree, setting)
     tree = _expand(tree)
     _anchor(tree, base)
-    return _validate(tree)
+    recipe = _validate(tree)
+    if all(stage.scheme.kind.removeprefix("schemes.") == "offline" for stage in recipe.stages.values() if isinstance(stage, TrainStage)):
+        return recipe
+    from .courses import expanded  # imports schemes, and torch with them
+
+    stages = expanded(recipe)
+    return recipe if stages is None else _validate(recipe.model_dump(mode="json", exclude={"stages"}) | {"stages": stages})
 
 
 def _file(source: str) -> Path:
@@ -252,8 +277,9 @@ def _anchor(tree: dict[str, Any], base: Path) -> None:
     stages = tree.get("stages")
     for holder in (tree, *(stages.values() if isinstance(stages, dict) else ())):
         task = holder.get("task") if isinstance(holder, dict) else None
-        if isinstance(task, dict) and isinstance(task.get("root"), str):
-            task["root"] = str((base / Path(task["root"]).expanduser()).resolve())
+        for place, key in ((task, "root"), (holder, "path")):
+            if isinstance(place, dict) and isinstance(place.get(key), str):
+                place[key] = str((base / Path(place[key]).expanduser()).resolve())
 
 
 def _set(tree: dict[str, Any], setting: str) -> None:
@@ -291,13 +317,13 @@ def _validate(tree: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise RecipeError(_one_line(error, tree)) from None
+        raise RecipeError(first_fault(error, tree, Recipe)) from None
     earlier: list[str] = []
     for name, stage in recipe.stages.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise RecipeError(f"a stage cannot be called {name!r}: letters, digits, - and _ only")
         for parent in parents(stage):
-            if parent not in earlier:
+            if parent.partition(".")[0] not in earlier:
                 later = " comes later" if parent in recipe.stages else f" is not there{did_you_mean(parent, earlier)}"
                 raise RecipeError(f"stage {name!r} takes {parent!r}, which{later}: a stage takes from stages above it")
         if isinstance(stage, TrainStage):
@@ -306,68 +332,16 @@ def _validate(tree: dict[str, Any]) -> Recipe:
                     f"stage {name!r} needs either `model` (a fresh one) or `init` (an earlier stage's), not {'both' if stage.model else 'neither'}"
                 )
             for objective in stage.objectives:
-                if objective.init is not None and not isinstance(recipe.stages[objective.init], TrainStage):
+                if objective.init is not None and not isinstance(recipe.stages.get(objective.init), TrainStage):
                     raise RecipeError(f"{objective.kind} of stage {name!r} takes over what {objective.init!r} learnt, and that stage trains nothing")
                 check_number(f"the weight of {objective.kind} in stage {name!r}", objective.weight, positive=False)
         takes = "graph" if isinstance(stage, QuantizeStage) else "module"
+        asked = stage.teacher.stages if isinstance(stage, DistillStage) else []
         for parent in parents(stage):
-            gives = "module" if isinstance(recipe.stages[parent], TrainStage) else "graph"
-            if gives != takes:
+            giver = recipe.stages[parent.partition(".")[0]]
+            gives = "module" if isinstance(giver, TrainStage) else "graph"
+            if gives != takes and parent not in asked and not isinstance(giver, GivenStage):  # a teacher may be either, and a given one is opened to know
                 way = "export it first ({kind: export})" if takes == "graph" else "take the stage that trained it"
                 raise RecipeError(f"stage {name!r} ({stage.kind}) takes a {takes}, and {parent!r} gives a {gives}: {way}")
         earlier.append(name)
     return recipe
-
-
-def _one_line(error: pydantic.ValidationError, tree: Any) -> str:
-    """Turn pydantic's first complaint into one line with the nearest valid choice; of those about one option, the one that looked deepest into it."""
-    traced = [(*_trace(each["loc"], tree), each) for each in error.errors(include_url=False)]
-    start = traced[0][0]
-    about = [one for one in traced if one[0][: len(start)] == start]
-    path, models, first = max(about, key=lambda one: (len(one[0]), not one[2]["type"].endswith("_type")))
-    place, kind, last = ".".join(path), first["type"], str(first["loc"][-1])
-    if kind == "extra_forbidden":
-        return f"no option {last!r} in {'.'.join(path[:-1]) or 'the recipe'}{did_you_mean(last, {name for model in models for name in model.model_fields})}"
-    if kind == "missing":
-        return f"{place or 'the recipe'} needs the option {last!r}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag, tags = str(first.get("ctx", {}).get("tag", "")), [str(_tag(model)) for model in _models(_within(models, path[-1]))]
-        return f"{place} needs a kind{did_you_mean(tag, tags)}" if not tag else f"no kind {tag!r} for {place}{did_you_mean(tag, tags)}"
-    given = " ".join(repr(first["input"]).split())
-    return f"{place or 'the recipe'}: {first['msg'][0].lower()}{first['msg'][1:]}, not {given if len(given) <= 80 else f'{given[:77]}...'}"
-
-
-def _trace(location: tuple[int | str, ...], tree: Any) -> tuple[list[str], list[Any]]:
-    """Return the pieces of an error's location that are in the recipe, and the types about the last one.
-
-    pydantic puts the kinds of union members among the pieces.
-    """
-    path: list[str] = []
-    value, kind, about = tree, Recipe, [Recipe]
-    for piece in location:
-        if not (isinstance(value, list) and isinstance(piece, int)) and not (isinstance(value, dict) and piece in value):
-            kind = next((model for model in _models(kind) if _tag(model) == piece), kind)
-            continue
-        about, kind = _models(kind) or [kind], _within(_models(kind) or [kind], str(piece))
-        path.append(str(piece))
-        value = value[piece]  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return path, about
-
-
-def _models(kind: Any) -> list[Any]:
-    """The models that a type admits: itself, or a union's members."""
-    if isinstance(kind, type):
-        return [kind] if issubclass(kind, BaseModel) else []
-    return [model for inner in get_args(kind) if get_origin(kind) not in (list, dict) for model in _models(inner)]
-
-
-def _tag(model: type[BaseModel]) -> Any:
-    return model.model_fields["kind"].default if "kind" in model.model_fields else None
-
-
-def _within(kinds: list[Any], piece: str) -> Any:
-    """The type of what lies at `piece`: a field of one of the models, or an item of a list or mapping."""
-    for model in kinds:
-        if isinstance(model, type) and issubclass(model, BaseModel) and piece in model.model_fields:
-            return model.model_fields[piece].annotation
-    return get_args(kinds[0])[-1] if get_args(kinds[0]) else None

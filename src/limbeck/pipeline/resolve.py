@@ -1,15 +1,16 @@
 """What a recipe comes to: parts made and checked, options in full, and the hash of what each stage depends on."""
 
 import inspect
-import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pydantic_core
 from torch import nn
 
 from limbeck.core import VERSION, lookup
-from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.artifact import Artifact
+from limbeck.core.errors import RecipeError
 from limbeck.core.files import digest
 from limbeck.core.objective import Term
 from limbeck.core.scheme import Scheme
@@ -17,11 +18,20 @@ from limbeck.core.task import Batch, Facts, Task
 from limbeck.core.teacher import Teacher
 
 from .learnt import grafted
-from .recipe import DistillStage, ExportStage, Part, QuantizeStage, Recipe, TrainStage, task_of
+from .recipe import DistillStage, Drawing, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, task_of
 
-__all__ = ["full", "graph_part", "make_model", "make_scheme", "make_tasks", "model_spec", "stage_hashes"]
+__all__ = ["full", "graph_part", "made_of", "make_drawing", "make_model", "make_scheme", "make_tasks", "make_teacher", "model_spec", "stage_hashes"]
 
-_HANDED = {"models": frozenset({"in_shape", "classes"})}
+_FROM_STAGES = frozenset({"model", "models", "store"})
+_GIVEN = _FROM_STAGES | {"student"}
+"""What a teacher's constructor may ask for; from stages, but for the student."""
+_HANDED = {
+    "models": frozenset({"in_shape", "classes"}),
+    "teachers": _GIVEN,
+    "transfer": frozenset({"source"}),
+    "schemes": frozenset({"student", "teacher", "objectives", "task", "example", "facts", "source"}),
+}
+"""Slot -> what assembly hands to its parts, by the name of the parameter."""
 _NO_MATTER = {"keep"}
 """Options that change nothing about what a stage makes."""
 
@@ -60,31 +70,73 @@ def make_model(spec: Mapping[str, Any]) -> nn.Module:
     return model
 
 
+def _drawing(slot: str, spec: Drawing, digests: Mapping[str, str]) -> dict[str, Any]:
+    """A part and its options in full, with the content of what it draws from."""
+    return full(slot, Part(kind=spec.kind, **spec.options)) | ({"of": digests[spec.of]} if spec.of else {})
+
+
 def graph_part(slot: str, method: str | Part) -> Part:
     """Return an exporter or a compressor as a part, whether it was named alone or with options; a quantizer's folder goes without saying."""
     part = Part(kind=method) if isinstance(method, str) else method
     return part.model_copy(update={"kind": lookup.full_name(slot, part.kind)})
 
 
-def make_scheme(stage: TrainStage, student: nn.Module, teachers: list[nn.Module], task: Task, facts: Facts, example: Batch) -> Scheme:
-    """Put student, teacher and objectives together, bound by one batch.
+def make_teacher(spec: TeacherSpec, models: Sequence[nn.Module], student: nn.Module, store: Path | None) -> Teacher:
+    """Make a teacher of what its constructor asks for; `models` are those of its stages, `store` holds what they said once where it asks for that.
+
+    Raises:
+        RecipeError: it is made of other things than the recipe gives.
+    """
+    asked = _asked(lookup.find("teachers", spec.kind))
+    several = isinstance(spec.of, list)
+    ways = {
+        "model": (spec.of is not None and not several, "one stage, of: name"),
+        "store": (spec.of is not None and not several, "one stage, of: name"),
+        "models": (several, "several stages, of: [one, other]"),
+    }
+    assert ways.keys() == _FROM_STAGES
+    wants, way = next((ways[name] for name in asked if name in ways), (spec.of is None, "no stage: leave `of` out"))
+    if not wants:
+        raise RecipeError(f"the teacher {spec.kind} is made of {way}; given is of: {spec.of!r}")
+    given: dict[str, Any] = {"model": models[0] if models else None, "models": list(models), "student": student, "store": store}
+    return lookup.build("teachers", spec.kind, spec.options, *(given[name] for name in asked))
+
+
+def _asked(part: Any) -> list[str]:
+    """What a teacher's constructor is handed, in order."""
+    return [one.name for one in inspect.signature(part).parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD and one.name in _GIVEN]
+
+
+def made_of(part: Any) -> bool:
+    """Whether a part cannot be made without the stage that its `of` names."""
+    return any(name in _FROM_STAGES for name in _asked(part))
+
+
+def make_drawing(slot: str, spec: Drawing, source: Artifact | None, *args: Any) -> Any:
+    """Make a transfer set, or a scheme, which may draw from the artifact of an earlier stage.
+
+    Raises:
+        RecipeError: it needs one and none is named, or the other way round.
+    """
+    parameter = inspect.signature(lookup.find(slot, spec.kind)).parameters.get("source")
+    if parameter is None and spec.of is not None:
+        raise RecipeError(f"{slot}.{spec.kind} draws from no stage: leave `of: {spec.of}` out")
+    if parameter is not None and parameter.default is parameter.empty and spec.of is None:
+        raise RecipeError(f"{slot}.{spec.kind} draws from what an earlier stage has left: name it, of: stage")
+    drawn = {} if parameter is None else {"source": source}
+    return lookup.build(slot, spec.kind, spec.options, *args, **drawn)
+
+
+def make_scheme(
+    stage: TrainStage, student: nn.Module, teacher: Teacher | None, task: Task, facts: Facts, example: Batch, source: Artifact | None = None
+) -> Scheme:
+    """Put student, teacher and objectives together, bound by one batch; `source` is what the scheme draws from.
 
     Raises:
         RecipeError, MismatchError: parts that do not fit.
     """
-    if stage.early_stopping and "validation" not in task.splits():
-        raise MismatchError("early_stopping watches the validation split, and there is none: set the task's `validation` above 0, or leave early_stopping out")
     terms = [Term(lookup.build("objectives", spec.kind, spec.options), spec.weight, gather=spec.gather) for spec in stage.objectives]
-    teacher: Teacher | None = None
-    if isinstance(stage, DistillStage):
-        several = not isinstance(stage.teacher.of, str)
-        asked = next(iter(inspect.signature(lookup.find("teachers", stage.teacher.kind)).parameters.values())).annotation
-        if asked is not inspect.Parameter.empty and several != (typing.get_origin(asked) in (Sequence, list, tuple)):
-            way = "one stage, of: name" if several else "several stages, of: [one, other]"
-            raise RecipeError(f"the teacher {stage.teacher.kind} is made of {way}; given is of: {stage.teacher.of!r}")
-        given = teachers if several else teachers[0]
-        teacher = lookup.build("teachers", stage.teacher.kind, stage.teacher.options, given)
-    return lookup.build("schemes", stage.scheme.kind, stage.scheme.options, student, teacher, terms, task, example, facts)
+    return make_drawing("schemes", stage.scheme, source, student, teacher, terms, task, example, facts)
 
 
 def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, str]) -> tuple[str, str]:
@@ -100,7 +152,7 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
     told: dict[str, Any] = {"kind": stage.kind, "seed": recipe.seed, "version": VERSION, "task": [asked, task.fingerprint()]}
     if isinstance(stage, TrainStage):
         plain = stage.model_dump(mode="json", exclude={"model", "init", "task", "objectives", "transfer", "scheme", "teacher", *_NO_MATTER})
-        told |= {"training": plain, "transfer": full("transfer", stage.transfer), "scheme": full("schemes", stage.scheme)}
+        told |= {"training": plain, "transfer": _drawing("transfer", stage.transfer, digests), "scheme": _drawing("schemes", stage.scheme, digests)}
         told["model"] = full("models", stage.model) if stage.model is not None else digests[str(stage.init)]
         told["objectives"] = [
             full("objectives", Part(kind=spec.kind, **spec.options))
@@ -114,6 +166,8 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
         if isinstance(stage, DistillStage):
             told["teacher"] = full("teachers", Part(kind=stage.teacher.kind, **stage.teacher.options)) | {"of": [digests[one] for one in stage.teacher.stages]}
             kinds.append(stage.teacher.kind)
+    elif isinstance(stage, GivenStage):
+        told = {"kind": stage.kind, "artifact": Artifact.open(stage.path, verify=False).digest}
     elif isinstance(stage, ExportStage):
         told |= stage.model_dump(mode="json", exclude={"of", "format"}) | {
             "of": digests[stage.of],
@@ -124,7 +178,7 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
             "of": digests[stage.of],
             "method": full("compress", graph_part("compress", stage.method)),
         }
-    told["sources"] = [lookup.source_digest(kind) for kind in kinds]
+    told["sources"] = [] if isinstance(stage, GivenStage) else [lookup.source_digest(kind) for kind in kinds]
     whole = digest(told)
     if isinstance(stage, TrainStage):
         told["training"] = {key: value for key, value in told["training"].items() if key != "epochs"}

@@ -74,7 +74,7 @@ def run_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterabl
         for name, stage in recipe.stages.items():
             start = time.monotonic()
             reused, artifact = _stage(recipe, name, out, tasks[name], digests, hear)
-            digests[name] = artifact.digest
+            digests |= {name: artifact.digest} | {f"{name}.{player}": one.digest for player, one in artifact.players.items()}
             stages[name] = {"kind": stage.kind, "artifact": f"stages/{name}", "reused": reused, "seconds": time.monotonic() - start}
             listener(StageDone(name, stage.kind, reused, stages[name]["seconds"], finite(artifact.metrics)))
         measured(recipe, out, digests, hear)
@@ -104,7 +104,7 @@ def _all_there(recipe: Recipe, out: Path, tasks: Mapping[str, Task]) -> bool:
         found = Artifact.open(out / "stages" / name, verify=False)
         if found.stage_hash != stage_hashes(recipe, name, tasks[name], digests)[0]:
             return False
-        digests[name] = found.digest
+        digests |= {name: found.digest} | {f"{name}.{player}": one.digest for player, one in found.players.items()}
     return True
 
 
@@ -189,7 +189,7 @@ def roles(recipe: Recipe) -> dict[str, str | None]:
     found: dict[str, str | None] = dict.fromkeys(("teacher", "alone", "student", "shipped", "int8"))
     for name, stage in recipe.stages.items():
         if isinstance(stage, DistillStage):
-            found |= {"student": name, "teacher": stage.teacher.stages[0]}
+            found |= {"student": name, "teacher": next(iter(stage.teacher.stages), None)}
     if found["student"] is None:
         trained = [name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)]
         found["student"] = trained[-1] if trained else None

@@ -1,5 +1,6 @@
 """What each kind of stage does: artifacts in, one artifact out."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,24 +13,24 @@ from torch import nn
 from limbeck.bridges import onnx_runtime
 from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
-from limbeck.core.errors import MismatchError
 from limbeck.core.events import Listener, Note, StageStarted
 from limbeck.core.files import atomic_folder, write_json
 from limbeck.core.graph import Compressor, Exporter
-from limbeck.core.task import Loader, Task
+from limbeck.core.task import Task
 from limbeck.engine.checkpoint import seed_everything
 from limbeck.engine.loop import Work, fit, steps_per_epoch
 from limbeck.engine.runtime import Runtime
 from limbeck.export import Tolerance, parity
 from limbeck.measure.size import file_bytes
 
+from .assemble import assemble
 from .learnt import graft_spec, objectives_of, take_over
-from .modules import Graph, load_module, read_tensors
-from .publish import Publication, publish_module, real_inputs, seal_with_proof
-from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage
-from .resolve import graph_part, make_model, make_scheme, make_tasks, model_spec
+from .modules import Graph, load, load_module, read_tensors
+from .publish import Publication, place, publish_players, real_inputs, seal_with_proof
+from .recipe import DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage
+from .resolve import graph_part, make_model, make_tasks, model_spec
 
-__all__ = ["Job", "micro_batch", "run_stage"]
+__all__ = ["Job", "run_stage"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Job:
         return self.out / "stages" / self.name
 
     def parent(self, name: str) -> Artifact:
-        return Artifact.open(self.out / "stages" / name)
+        return Artifact.open(place(self.out, name))
 
 
 def run_stage(job: Job, task: Task, listener: Listener) -> None:
@@ -58,6 +59,8 @@ def run_stage(job: Job, task: Task, listener: Listener) -> None:
         runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
         with runtime.relayed(listener) as tell:
             runtime.launch(_with_threads, job, tell)
+    elif isinstance(stage, GivenStage):
+        _given(job, stage, listener)
     elif isinstance(stage, ExportStage):
         _export(job, stage, task, listener)
     else:
@@ -90,20 +93,14 @@ def _train(runtime: Runtime, job: Job, listener: Listener) -> None:
         assert stage.model is not None
         how = model_spec(stage.model, task.facts())
         student = make_model(how)
-    teachers = [load_module(job.parent(one)) for one in stage.teacher.stages] if isinstance(stage, DistillStage) else []
+    teachers = [load(job.parent(one).path) for one in stage.teacher.stages] if isinstance(stage, DistillStage) else []
     if stage.channels_last:
         student, *teachers = (_channels_last(model) for model in (student, *teachers))
-    transfer = lookup.build("transfer", stage.transfer.kind, stage.transfer.options)
-    loader: Loader = transfer.loader(
-        task, batch_size=micro_batch(stage, runtime.world), seed=seed, rank=runtime.rank, world=runtime.world, device=runtime.device
-    )
-    example = next(iter(loader.batches(0)))
-    student.to(runtime.device)
-    for teacher in teachers:
-        teacher.to(runtime.device)
-    scheme = make_scheme(stage, student, teachers, task, task.facts(), example)
+    drawn = {one: job.parent(one) for one in (stage.transfer.of, stage.scheme.of) if one}
+    made = assemble(job.name, stage, student, teachers, task, seed=seed, sources=drawn, rank=runtime.rank, world=runtime.world, device=runtime.device)
+    scheme, loader = made.scheme, made.loader
     sources = {one.init: (job.recipe.stages[one.init], job.parent(one.init)) for one in stage.objectives if one.init}
-    told = take_over(scheme, stage.objectives, {name: (source, made) for name, (source, made) in sources.items() if isinstance(source, TrainStage)})
+    told = take_over(scheme, stage.objectives, {name: pair for name, pair in sources.items() if isinstance(pair[0], TrainStage)})  # pyright: ignore[reportArgumentType]
     told += [line for objective in objectives_of(scheme) for line in objective.said]
     if isinstance(stage, DistillStage) and (graft := graft_spec(scheme, stage.objectives, [job.parent(one) for one in stage.teacher.stages])):
         how = {**how, "grafts": [*how.get("grafts", ()), graft]}
@@ -116,7 +113,13 @@ def _train(runtime: Runtime, job: Job, listener: Listener) -> None:
     work = Work(job.work, job.out / "logs" / job.name, job.recipe.runtime.tensorboard)
     result = fit(scheme, task, loader, stage, runtime, work=work, listener=watch, stage=job.name)
     if runtime.is_main:
-        publish_module(_publication(job), stage, task, scheme.shipped()["student"], how, result, work.checkpoints, runtime.device)
+        specs = {player: model_spec(Part.model_validate(told), task.facts()) for player, told in scheme.specs().items()}
+
+        def leave(folder: Path, model: nn.Module) -> None:
+            scheme.leave(folder)
+            made.transfer.leave(folder, task, model)
+
+        publish_players(_publication(job), stage, task, scheme.shipped(), {**specs, "student": how}, result, work.checkpoints, runtime.device, leave)
     runtime.barrier()
 
 
@@ -128,31 +131,25 @@ def _channels_last(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def micro_batch(stage: TrainStage, world: int) -> int:
-    """Return how many examples of a step fall to each micro-batch of each device.
-
-    Raises:
-        MismatchError: they do not divide.
-    """
-    shares = stage.accumulate * world
-    if stage.batch_size % shares:
-        raise MismatchError(
-            f"batch_size {stage.batch_size} does not divide into {stage.accumulate} micro-batches on {world} devices: "
-            f"take a multiple of {shares}, such as {max(1, round(stage.batch_size / shares)) * shares}"
-        )
-    return stage.batch_size // shares
-
-
 def _publication(job: Job) -> Publication:
     """Say what an artifact says of itself; its teacher is the one at the head of the stage's line, where one model taught it."""
     name = job.name
-    while not isinstance(stage := job.recipe.stages[name], TrainStage):
+    while isinstance(stage := job.recipe.stages[name.partition(".")[0]], (ExportStage, QuantizeStage)):
         name = stage.of
     teacher = None
     if isinstance(stage, DistillStage) and len(stage.teacher.stages) == 1:
         said = job.parent(stage.teacher.stages[0]).path / "predictions.safetensors"
         teacher = read_tensors(said) if said.is_file() else None
     return Publication(job.target, job.name, job.stage_hash, job.lineage, job.recipe.as_yaml(), teacher)
+
+
+def _given(job: Job, stage: GivenStage, listener: Listener) -> None:
+    """Copy an artifact of another run, every byte compared with its manifest, under this stage's name and hash."""
+    listener(StageStarted(job.name, stage.kind))
+    source = Artifact.open(stage.path)
+    with atomic_folder(job.target) as folder:
+        shutil.copytree(source.path, folder, dirs_exist_ok=True)
+        write_json(folder / "manifest.json", {**source.manifest, "name": job.name, "stage_hash": job.stage_hash})
 
 
 def _export(job: Job, stage: ExportStage, task: Task, listener: Listener) -> None:

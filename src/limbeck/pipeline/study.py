@@ -33,11 +33,11 @@ from limbeck.engine.runtime import Runtime
 from limbeck.measure.size import parameters
 from limbeck.measure.statistics import holm, paired_p, paired_t
 
+from .assemble import assemble
 from .modules import load_module
 from .recipe import DistillStage, ObjectiveSpec, Recipe, load_recipe
-from .resolve import full, make_model, make_scheme, make_tasks, model_spec, task_of
+from .resolve import full, make_model, make_tasks, model_spec, task_of
 from .run import roles, run_recipe
-from .stages import micro_batch
 
 __all__ = ["ALONE", "FACTORS", "compare_methods"]
 
@@ -182,9 +182,8 @@ def _prepared(trial: _Trial, recipe: Recipe, task: Task) -> Any:
     own = ObjectiveSpec(kind="supervised" if trial.method == ALONE else trial.method, weight=trial.weight)
     objectives = [own] if trial.method == ALONE else [own, ObjectiveSpec(kind="supervised")]
     stage = stage.model_copy(update={"objectives": objectives, "select": "last"})
-    loader = lookup.build("transfer", stage.transfer.kind, stage.transfer.options).loader(task, batch_size=micro_batch(stage, 1), seed=trial.seed)
-    scheme = make_scheme(stage, model, [load_module(Artifact.open(Path(trial.teacher)))], task, task.facts(), next(iter(loader.batches(0))))
-    return scheme, loader, stage
+    made = assemble(trial.student, stage, model, [load_module(Artifact.open(Path(trial.teacher)))], task, seed=trial.seed)
+    return made.scheme, made.loader, stage
 
 
 class _Study:

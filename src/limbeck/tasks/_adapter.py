@@ -61,17 +61,18 @@ def as_batch(
     """Return what a loader gave as `{"input", "label"?, "id"?}`.
 
     `(x, y)`, `(x,)` or `x` alone; or a mapping, whose input is the field `input`, else "input", else "pixel_values", whose labels, if any, are the field
-    `label`, else "label", else "labels", and whose ids, if any, are "id". `target` reads the labels of so many examples. Other fields are left out, save
-    `attention_mask`, which is refused: the model would never see it. `task` is the task's class, for messages.
+    `label`, else "label", else "labels", and whose ids, if any, are "id". `target` reads the labels of so many examples. Other tensors keep their names, for
+    teachers and objectives that read them, save `attention_mask`, which is refused: the model would never see it. `task` is the task's class, for messages.
 
     Raises:
         MismatchError: no such field, a field that is no tensor, or whatever `target` raises.
     """
-    ids = None
+    ids, others = None, dict[str, Tensor]()
     if isinstance(raw, Tensor):
         x, y = raw, None
     elif isinstance(raw, Mapping):
         x, y, ids = _first(raw, (input, "input", "pixel_values")), _first(raw, (label, "label", "labels")), raw.get("id")
+        others = {name: value for name, value in raw.items() if isinstance(value, Tensor) and not any(value is one for one in (x, y, ids))}
         if x is None:
             raise MismatchError(f"a batch with the fields {', '.join(map(str, raw)) or '(none)'} has no input: name it, {task}(input=...)")
         if "attention_mask" in raw:
@@ -83,7 +84,7 @@ def as_batch(
         raise MismatchError(f"a batch is (x, y), x, or a mapping that names its fields; this one is a {what}")
     if not isinstance(x, Tensor) or x.ndim == 0:
         raise MismatchError(f"the input of a batch is a {type(x).__name__}; it must be a tensor [N, ...]")
-    found = {"input": x}
+    found = {**others, "input": x}
     if y is not None:
         found["label"] = target(y, len(x))
     if ids is not None:

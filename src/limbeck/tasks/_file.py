@@ -93,7 +93,7 @@ class FileSupply(Supply):
     def splits(self) -> tuple[Split, ...]:
         return tuple(self._loaded.rows)
 
-    def loader(self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, device: torch.device | None) -> Loader:
+    def loader(self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, device: torch.device | None, views: int | None, whole: bool) -> Loader:
         held, rows = self._loaded.held, self._loaded.rows
         if split not in rows:
             way = "set `validation` above 0" if split == "validation" else "store x_test and y_test"
@@ -102,7 +102,7 @@ class FileSupply(Supply):
             if device not in self._on:
                 self._on[device] = held.to(device)
             held = self._on[device]
-        return MemoryLoader(held, rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=())
+        return MemoryLoader(held, rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=(), views=views, whole=whole)
 
     def fingerprint(self, kind: str) -> str:
         """The SHA-256 of the file's own and of every option that says what is made of it; where it lies does not matter."""

@@ -51,24 +51,38 @@ class Held:
 class MemoryLoader(Loader):
     """The batches of some rows of held data, as `Task.loader` promises them.
 
-    `rows` on the CPU; `augment` and the shuffle are for the training split alone.
+    `rows` on the CPU; `augment` and the shuffle are for the training split alone, `views` and `whole` mean what they mean there.
     """
 
     def __init__(
-        self, held: Held, rows: Tensor, split: Split, *, batch_size: int, seed: int, rank: int, world: int, augment: Sequence[Shift | Crop | Flip]
+        self,
+        held: Held,
+        rows: Tensor,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        augment: Sequence[Shift | Crop | Flip],
+        views: int | None = None,
+        whole: bool = False,
     ) -> None:
         if batch_size < 1:
             raise RecipeError(f"batch_size is {batch_size}; it must be one or more")
+        if views is not None and views < 1:
+            raise RecipeError(f"views is {views}; it must be one or more")
         assert 0 <= rank < world
-        self._train = split == "train"
-        if self._train and batch_size * world > len(rows):
+        self._shuffled = split == "train" and not whole
+        if self._shuffled and batch_size * world > len(rows):
             on_all = f" on each of {world} processes" if world > 1 else ""
             raise DataError(f"batch_size is {batch_size}{on_all}, and the training split has {len(rows)} examples: no batch can be filled; lower batch_size")
-        self._held, self._rows, self._augment = held, rows, tuple(augment) if self._train else ()
+        self._held, self._rows, self._augment = held, rows, tuple(augment) if split == "train" else ()
+        self._views = views if split == "train" else None
         self._size, self._seed, self._rank, self._world = batch_size, seed, rank, world
 
     def __len__(self) -> int:
-        if self._train:
+        if self._shuffled:
             return len(self._rows) // (self._size * self._world)
         batches = -(-len(self._rows) // self._size)
         return -(-(batches - self._rank) // self._world)
@@ -76,14 +90,16 @@ class MemoryLoader(Loader):
     def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         """Give the batches of `epoch` from number `skip` on: a pure function of (seed, epoch), whatever was drawn before."""
         held, size, norm, augment = self._held, self._size, self._held.norm, self._augment
-        order = self._rows[permutation(len(self._rows), key(self._seed, epoch))] if self._train else self._rows
+        order = self._rows[permutation(len(self._rows), key(self._seed, epoch))] if self._shuffled else self._rows
+        view = epoch if self._views is None else epoch % self._views
         order = order.to(held.images.device)
         for number in range(skip, len(self)):
             start = (number * self._world + self._rank) * size
             ids = order[start : start + size]
             images = held.images.index_select(0, ids)  # several times as fast on a CPU as images[ids]
             if augment:
-                images = augmented(images, ids, augment, seed=self._seed, view=epoch, fill=held.fill)
+                images = augmented(images, ids, augment, seed=self._seed, view=view, fill=held.fill)
             if norm is not None:
                 images = norm(images)
-            yield {"input": images, "label": held.labels.index_select(0, ids), "id": ids}
+            batch = {"input": images, "label": held.labels.index_select(0, ids), "id": ids}
+            yield batch if self._views is None else {**batch, "view": torch.full_like(ids, view)}

@@ -27,7 +27,7 @@ class Supply(ABC):
         """The splits that are there."""
 
     @abstractmethod
-    def loader(self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, device: torch.device | None) -> Loader:
+    def loader(self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, device: torch.device | None, views: int | None, whole: bool) -> Loader:
         """The batches of a split, as `Task.loader` has them."""
 
     @abstractmethod
@@ -76,7 +76,12 @@ class UserLoaders(Supply):
     def splits(self) -> tuple[Split, ...]:
         return tuple(split for split in get_args(Split) if split in self._loaders)
 
-    def loader(self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, device: torch.device | None) -> Loader:
+    def loader(self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, device: torch.device | None, views: int | None, whole: bool) -> Loader:
+        if views is not None:
+            raise MismatchError(
+                "a loader of one's own draws its augmentation as it likes, and the teacher knows the answers to some draws alone: give limbeck's own data, or "
+                "mappings with `id` and `view` that are not augmented otherwise, in a loop of one's own"
+            )
         return UserLoader(self._of(split), split, self._read, rank=rank, world=world, device=device)
 
     def fingerprint(self, kind: str) -> str:
@@ -121,9 +126,20 @@ class Supplied(Task):
         """A digest of the data; for loaders one that no other object has: limbeck cannot see what they give, so nothing of theirs is taken from a cache."""
         return self._supply.fingerprint(self.kind)
 
-    def loader(self, split: Split, *, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Loader:
+    def loader(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
+        views: int | None = None,
+        whole: bool = False,
+    ) -> Loader:
         """The batches of a split; of a user's own loader batch size and order are its own: `batch_size` and `seed` do not change them."""
-        return self._supply.loader(split, batch_size=batch_size, seed=seed, rank=rank, world=world, device=device)
+        return self._supply.loader(split, batch_size=batch_size, seed=seed, rank=rank, world=world, device=device, views=views, whole=whole)
 
     def splits(self) -> tuple[Split, ...]:
         """The splits that are there; none in a user's own loop."""

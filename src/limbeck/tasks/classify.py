@@ -66,9 +66,15 @@ class Classify(Supplied):
         self._weight = None if class_weight is None else torch.tensor(class_weight)
 
     def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
-        """Call the model on the input; its logits `[N, C]` are its output, the output's `logits`, or the first of a tuple."""
+        """Call the model on the input; its logits `[N, C]` are its output, the output's `logits`, or the first of a tuple.
+
+        A mapping with `main` holds several answers by name, logits each: those of a model's exits, branches or heads.
+        """
         x = batch["input"]
-        return Knowledge({"main": Dense(as_logits(model(x), len(x)))})
+        output = model(x)
+        if isinstance(output, Mapping) and "main" in output:
+            return Knowledge({name: Dense(as_logits(one, len(x))) for name, one in output.items()})
+        return Knowledge({"main": Dense(as_logits(output, len(x)))})
 
     def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
         logits, labels = knowledge.main.logits, labels_of(batch, "Classify")

@@ -125,8 +125,21 @@ class Graph(Task):
         """The SHA-256 of the files' own and of every option that says what is made of them; where the files lie does not matter."""
         return self._fingerprint
 
-    def loader(self, split: Split, *, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Loader:
+    def loader(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
+        views: int | None = None,
+        whole: bool = False,
+    ) -> Loader:
         """The whole graph as one batch, whatever `batch_size` and `seed` say.
+
+        `views` and `whole` change nothing: nothing is augmented, and the graph is whole.
 
         Raises:
             MismatchError: more than one process.

@@ -221,7 +221,18 @@ class Image(Task):
             files.update(f"{name}\0{_hash(path)}\0".encode())
         return digest({"task": "image", "options": options, "augment": steps, "files": files.hexdigest()})
 
-    def loader(self, split: Split, *, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Loader:
+    def loader(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
+        views: int | None = None,
+        whole: bool = False,
+    ) -> Loader:
         _, held, rows = self._loaded
         chosen = {"train": rows.train, "validation": rows.validation, "test": rows.test}[split]
         if chosen is None:
@@ -230,7 +241,7 @@ class Image(Task):
             if device not in self._on:
                 self._on[device] = held.to(device)
             held = self._on[device]
-        return MemoryLoader(held, chosen, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=self._augment)
+        return MemoryLoader(held, chosen, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=self._augment, views=views, whole=whole)
 
     def splits(self) -> tuple[Split, ...]:
         return ("train", "validation", "test") if self._validation else ("train", "test")

@@ -27,20 +27,20 @@ class Ensemble(Teacher):
 
     def __init__(
         self,
-        teachers: Sequence[nn.Module],
+        models: Sequence[nn.Module],
         *,
         average: Literal["probabilities", "logits"] = "probabilities",
         weights: list[float] | None = None,
     ) -> None:
         super().__init__()
-        if len(teachers) < 2:
-            raise RecipeError(f"an ensemble of {len(teachers)}: give two teachers or more, or take {{kind: frozen}}")
-        told = [1.0] * len(teachers) if weights is None else weights
-        if len(told) != len(teachers):
-            raise RecipeError(f"{len(told)} weights for {len(teachers)} teachers: give one each")
+        if len(models) < 2:
+            raise RecipeError(f"an ensemble of {len(models)}: give two teachers or more, or take {{kind: frozen}}")
+        told = [1.0] * len(models) if weights is None else weights
+        if len(told) != len(models):
+            raise RecipeError(f"{len(told)} weights for {len(models)} teachers: give one each")
         if not all(math.isfinite(weight) and weight >= 0 for weight in told) or sum(told) == 0:
             raise RecipeError(f"the weights of an ensemble are {told}: they must be finite, zero or more, and not all zero")
-        self._members = [as_teacher(teacher) for teacher in teachers]
+        self._members = [as_teacher(teacher) for teacher in models]
         self.members = nn.ModuleList(self._members)
         self.average = average
         self.weights = [weight / sum(told) for weight in told]
