@@ -10,9 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from limbeck.core.draw import below, bits, key
 from limbeck.core.errors import RecipeError
-
-from ._hash import below, bits, key
 
 __all__ = ["Augmentation", "Crop", "Flip", "Shift", "augmented", "check_reach", "shifted"]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limbeck.core.draw import key, permutation
 from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.task import Batch, Loader, Split
 
 from ._augment import Crop, Flip, Shift, augmented
-from ._hash import key, permutation
 from ._preprocess import normalised
 
 __all__ = ["Held", "MemoryLoader", "Norm"]

@@ -6,9 +6,8 @@
 import torch
 from torch import Tensor
 
+from limbeck.core.draw import key, permutation
 from limbeck.core.errors import DataError, RecipeError
-
-from ._hash import key, permutation
 
 __all__ = ["carve", "fold_rows", "subset_rows"]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from limbeck.tasks._hash import below, bits, key, permutation
+from limbeck.core.draw import below, bits, key, permutation
 
 MASK = (1 << 64) - 1
 
