@@ -50,6 +50,7 @@ class Scheme(nn.Module, ABC):
 
     phases: Sequence[str] = ("student",)
     """What a step consists of: one forward pass and one optimizer's step each, of the player of that name."""
+    _heard: tuple[int, list[Objective | Teacher]] | None = None
 
     @abstractmethod
     def players(self) -> dict[str, list[nn.Parameter]]:
@@ -80,10 +81,11 @@ class Scheme(nn.Module, ABC):
 
     def at(self, epoch: float, epochs: float) -> None:
         """Tell every objective and every teacher where training stands, for what follows a schedule."""
+        if self._heard is None or self._heard[0] != int(epoch):  # a walk through a deep model in every step would be felt
+            self._heard = int(epoch), [module for module in self.modules() if isinstance(module, (Objective, Teacher))]
         clock = Clock(epoch, epochs)
-        for module in self.modules():
-            if isinstance(module, (Objective, Teacher)):
-                module.clock = clock
+        for module in self._heard[1]:
+            module.clock = clock
 
 
 class Course(ABC):
