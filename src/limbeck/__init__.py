@@ -27,22 +27,39 @@ if TYPE_CHECKING:
     from .pipeline.easy import Result, distill
     from .pipeline.modules import load
     from .pipeline.predict import predict
+    from .pipeline.recorded import record
     from .pipeline.run import Run
     from .report.run import run
+    from .schemes.mutual import Mutual
     from .schemes.offline import Offline
+    from .schemes.one import ONE
     from .tasks.classify import Classify
+    from .tasks.control import Control
     from .tasks.image import Image
     from .tasks.multilabel import MultiLabel
     from .tasks.regression import Regression
+    from .tasks.speech import Speech
+    from .tasks.table import Table
+    from .teachers.blackbox import BlackBox
+    from .teachers.cached import Cached
+    from .teachers.ema import EMA
     from .teachers.ensemble import Ensemble
     from .teachers.frozen import Frozen
+    from .teachers.peer import Peer
+    from .teachers.snapshot import Snapshot
+    from .teachers.virtual import Virtual
+    from .transfer.paired import Paired
 
 __version__ = VERSION
 
 _WHERE = {
     "Artifact": "core.artifact",
+    "BlackBox": "teachers.blackbox",
     "CNN": "models.cnn",
+    "Cached": "teachers.cached",
     "Classify": "tasks.classify",
+    "Control": "tasks.control",
+    "EMA": "teachers.ema",
     "Ensemble": "teachers.ensemble",
     "FitNet": "objectives.feature.fitnet",
     "Frozen": "teachers.frozen",
@@ -52,24 +69,70 @@ _WHERE = {
     "LogitMatching": "objectives.response.logit_matching",
     "MLP": "models.mlp",
     "MultiLabel": "tasks.multilabel",
+    "Mutual": "schemes.mutual",
+    "ONE": "schemes.one",
     "Offline": "schemes.offline",
+    "Paired": "transfer.paired",
+    "Peer": "teachers.peer",
     "Regression": "tasks.regression",
     "ResNet": "models.resnet",
     "Result": "pipeline.easy",
     "Run": "pipeline.run",
+    "Snapshot": "teachers.snapshot",
     "SoftCrossEntropy": "objectives.response.soft_cross_entropy",
+    "Speech": "tasks.speech",
     "Supervised": "objectives.supervised",
+    "Table": "tasks.table",
     "ViT": "models.vit",
+    "Virtual": "teachers.virtual",
     "WRN": "models.wrn",
     "distill": "pipeline.easy",
     "load": "pipeline.modules",
     "predict": "pipeline.predict",
+    "record": "pipeline.recorded",
     "run": "report.run",
 }
 
 __all__ = [
-    "CNN", "KD", "MLP", "WRN", "Artifact", "Classify", "Ensemble", "FitNet", "Frozen", "Image", "LimbeckError", "LogitMatching", "MultiLabel", "Offline",
-    "Regression", "ResNet", "Result", "Run", "SoftCrossEntropy", "Supervised", "ViT", "__version__", "distill", "load", "predict", "run",
+    "CNN",
+    "EMA",
+    "KD",
+    "MLP",
+    "ONE",
+    "WRN",
+    "Artifact",
+    "BlackBox",
+    "Cached",
+    "Classify",
+    "Control",
+    "Ensemble",
+    "FitNet",
+    "Frozen",
+    "Image",
+    "LimbeckError",
+    "LogitMatching",
+    "MultiLabel",
+    "Mutual",
+    "Offline",
+    "Paired",
+    "Peer",
+    "Regression",
+    "ResNet",
+    "Result",
+    "Run",
+    "Snapshot",
+    "SoftCrossEntropy",
+    "Speech",
+    "Supervised",
+    "Table",
+    "ViT",
+    "Virtual",
+    "__version__",
+    "distill",
+    "load",
+    "predict",
+    "record",
+    "run",
 ]  # fmt: skip
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError
-from limbeck.core.lookup import build, find, names
+from limbeck.core.lookup import build, find, names, options
 from limbeck.core.tap import Tap
 
 C = 7
-every = pytest.mark.parametrize("kind", names("models"))
+WHOLE = [kind for kind in names("models") if not any(option.required for option in options(find("models", kind)).values())]
+every = pytest.mark.parametrize("kind", WHOLE)  # what is made of another model (exits) must be told of which, and is tested by itself
 
 
 def on_graphs(kind: str) -> bool:
@@ -88,7 +89,7 @@ def test_exports_with_a_free_batch(kind: str) -> None:
         assert torch.allclose(program.module()(x), model(x), atol=1e-5)
 
 
-@every
+@pytest.mark.parametrize("kind", [kind for kind in names("models") if "of" not in options(find("models", kind))])  # one made of another has that one's names
 def test_the_ends_of_its_stages_have_names(kind: str) -> None:
     model = made(kind)
     with torch.no_grad(), Tap(model, ["layer1", "head"]) as tap:

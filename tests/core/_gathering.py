@@ -9,8 +9,8 @@ from torch import distributed as dist
 
 from limbeck.core.errors import MismatchError
 from limbeck.core.gather import gathered
-from limbeck.core.knowledge import Dense, Knowledge, Needs
-from limbeck.core.objective import Objective, Term
+from limbeck.core.knowledge import Dense, Knowledge, Needs, TopK
+from limbeck.core.objective import Objective, Term, _everyones
 
 
 def data(rank: int) -> Tensor:
@@ -53,6 +53,10 @@ def main(rank: int, store: str) -> None:
     cost.backward()
     assert y.grad is not None
     found |= {"term": cost.item(), "term_grad": y.grad.tolist()}
+    sparse = TopK(x.detach(), torch.full((3, 2), rank), x.detach()[:, 0], 4.0, 9)
+    answer = _everyones(Knowledge({"main": sparse})).answer
+    assert isinstance(answer, TopK) and (answer.temperature, answer.classes) == (4.0, 9)
+    found["topk"] = [answer.log_probs.tolist(), answer.indices.tolist(), answer.log_tail.tolist()]
     for name, unequal in (("length", torch.zeros(3 + rank, 2)), ("rank", torch.zeros((3, 2) if rank else (3,)))):
         try:
             gathered(unequal)

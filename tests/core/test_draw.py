@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from limbeck.core.draw import below, bits, key, permutation
+from limbeck.core.draw import below, bits, gaussian, key, permutation, uniform
 
 MASK = (1 << 64) - 1
 
@@ -92,3 +92,18 @@ def test_permutation() -> None:
     state = torch.random.get_rng_state()
     permutation(100, 5)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_real_numbers_stay_within_their_ends() -> None:
+    ends = torch.tensor([0, -1, -(1 << 63), (1 << 63) - 1, 0xFFFFFFFF, -(1 << 32)])
+    for half in (0, 1):
+        found = uniform(ends, half)
+        assert found.dtype == torch.float32 and found.min() > 0 and found.max() < 1
+    assert gaussian(ends).isfinite().all()
+
+
+def test_gaussian_numbers_have_the_normal_distribution() -> None:
+    found = gaussian(bits(torch.arange(200_000), key(7))).double().sort().values
+    expected = torch.special.ndtr(found)
+    steps = torch.arange(1, 200_001) / 200_000
+    assert (expected - steps).abs().max() < 1.63 / 200_000**0.5, "Kolmogorov and Smirnov, 1%"

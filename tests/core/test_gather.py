@@ -72,3 +72,9 @@ def test_tensors_of_different_shapes_are_refused_by_every_rank(ranks: list[dict[
     for found in ranks:
         assert "[3, 2] on rank 0 and [4, 2] on rank 1" in found["length"]
         assert "[3] on rank 0 and [3, 2] on rank 1" in found["rank"]
+
+
+def test_the_likeliest_classes_of_all_processes(ranks: list[dict[str, Any]], own: Any) -> None:
+    whole = torch.cat([own.data(0), own.data(1)])
+    for found in ranks:
+        assert found["topk"] == [whole.tolist(), [[0, 0]] * 3 + [[1, 1]] * 3, whole[:, 0].tolist()]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.core.errors import MismatchError
-from limbeck.core.knowledge import Dense, Knowledge, Needs, Reads
+from limbeck.core.knowledge import Dense, Knowledge, Needs, Reads, TopK
 
 
 def test_main_and_features_are_found():
@@ -20,6 +20,15 @@ def test_main_and_features_are_found():
 
 def test_classes_is_the_last_axis():
     assert Dense(torch.zeros(4, 7, 3)).classes == 3
+
+
+def test_the_likeliest_classes_are_an_answer_and_no_whole_logits():
+    answer = TopK(torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4), 3.0, 10)
+    knowledge = Knowledge({"main": answer})
+    assert knowledge.answer is answer
+    assert (answer.rows, answer.classes, answer.link) == (4, 10, "softmax")
+    with pytest.raises(MismatchError, match=r"whole logits are needed, and the teacher's answer is the 2 likeliest of 10 classes at temperature 3: match"):
+        _ = knowledge.main
 
 
 def test_a_feature_that_was_not_read_is_refused_with_those_that_were():

@@ -131,7 +131,9 @@ def test_the_run_s_loss_and_norm_are_the_student_s_and_an_opponent_s_are_told_by
     trial = Trial(make_task(), plan(clip=100.0), lambda: mlp(8), lambda: mlp(24), lambda: [game(0.3, rounds=2), supervised(0.7)])
     (row,) = trial.run()[1].history
     parts = row["parts"]
-    assert parts.keys() == {"logit_discriminator_opponent", "gradient_norm_logit_discriminator", "logit_discriminator", "supervised"}
+    assert parts.keys() == {
+        "logit_discriminator_opponent", "logit_discriminator_accuracy", "gradient_norm_logit_discriminator", "logit_discriminator", "supervised",
+    }  # fmt: skip
     assert row["train_loss"] == pytest.approx(0.3 * parts["logit_discriminator"] + 0.7 * parts["supervised"], rel=1e-5)
     assert 0.5 < parts["logit_discriminator_opponent"] < 1.5  # of chance, 2 log 2, a little less
     assert row["gradient_norm"] > 0 and parts["gradient_norm_logit_discriminator"] > 0

@@ -204,7 +204,7 @@ def test_a_path_that_cannot_be_written_is_a_storage_error(monkeypatch, tmp_path)
 
 def test_it_is_found_by_name_and_its_option_is_checked():
     assert find("export", "onnx") is Onnx
-    assert check_options(Onnx, {}, "export.onnx") == {"opset": 20}
+    assert check_options(Onnx, {}, "export.onnx") == {"opset": 20, "outputs": "main"}
     for opset in (17, 24):
         with pytest.raises(RecipeError, match=f"18 to 23.*not {opset}"):
             Onnx(opset=opset)

@@ -15,6 +15,7 @@ def run(tmp_path) -> Path:
     files = {
         "recipe.yaml": 5, "run.json": 7, "stages/a/model.safetensors": 11, "cache/a-012345678901/model.safetensors": 100,
         "cache/a-012345678901/checkpoint/00000001/state.json": 20, "cache/measured/a.onnx": 300, "work/b-012345678901/checkpoints/x": 4000, "logs/a/m.csv": 9,
+        "knowledge/0123456789ab/00-x.bin": 50,
     }  # fmt: skip
     for name, size in files.items():
         path = tmp_path / "run" / name
@@ -25,7 +26,12 @@ def run(tmp_path) -> Path:
 
 def test_each_kind_is_listed_with_its_size(run):
     found = {one.path.relative_to(run).as_posix(): one for one in leftovers(run)}
-    assert {name: one.bytes for name, one in found.items()} == {"cache/a-012345678901": 120, "cache/measured": 300, "work/b-012345678901": 4000}
+    assert {name: one.bytes for name, one in found.items()} == {
+        "cache/a-012345678901": 120,
+        "cache/measured": 300,
+        "knowledge/0123456789ab": 50,
+        "work/b-012345678901": 4000,
+    }
     assert found["cache/a-012345678901"].what.startswith("shelved stage")
     assert found["cache/measured"].what.startswith("files made for measuring")
     assert found["work/b-012345678901"].what.startswith("unfinished stage")
@@ -38,7 +44,7 @@ def test_listing_writes_nothing(run):
 
 
 def test_cleaning_leaves_the_results(run):
-    assert [one.bytes for one in clean(run)] == [120, 300, 4000]
+    assert [one.bytes for one in clean(run)] == [120, 300, 50, 4000]
     left = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     assert left == {".lock", "recipe.yaml", "run.json", "stages/a/model.safetensors", "logs/a/m.csv"}
     assert clean(run) == []

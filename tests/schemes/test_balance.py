@@ -151,7 +151,7 @@ def test_a_batch_without_a_supervised_gradient_leaves_the_norms(batch: Any) -> N
 def test_a_contest_s_gradient_is_held_too_and_its_opponent_s_is_not(batch: Any) -> None:
     contest = objective("adversarial.logit_discriminator", hidden=8)
     kd, balance = balanced(batch, [0.1 * contest, objective("supervised")])
-    assert kd(batch, "logit_discriminator").parts.keys() == {"logit_discriminator_opponent"}
+    assert kd(batch, "logit_discriminator").parts.keys() == {"logit_discriminator_opponent", "logit_discriminator_accuracy"}
     assert not balance.norms.any()
     losses = kd(batch)
     reference = norm(plainly(kd, batch, "supervised"), kd.student)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import ArtifactError, DataError, MismatchError
+from limbeck.core.errors import ArtifactError, DataError, MismatchError, did_you_mean
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -59,12 +59,13 @@ def session(source: Path | bytes, *, threads: int | None = None) -> "InferenceSe
         ) from error
 
 
-def run(source: "Path | InferenceSession", inputs: Tensor, *, batch: int = 256) -> Tensor:
-    """Ask a file, or a session on it, about `inputs [N, ...]`, `batch` at a time; return its first output, `logits [N, C]`.
+def run(source: "Path | InferenceSession", inputs: Tensor, *, batch: int = 256, output: str | None = None) -> Tensor:
+    """Ask a file, or a session on it, about `inputs [N, ...]`, `batch` at a time; return its first output, `logits [N, C]`, or the one named `output`.
 
     Raises:
         ArtifactError: the file is missing or damaged, or fails on these inputs.
-        MismatchError: inputs whose shape or type is not what the file takes, or a file that takes more than one input.
+        MismatchError: inputs whose shape or type is not what the file takes, a file that takes more than one input, or an output that it has not or that is
+            no tensor.
         DataError: no inputs at all.
     """
     state = import_module(_ERRORS)
@@ -78,9 +79,14 @@ def run(source: "Path | InferenceSession", inputs: Tensor, *, batch: int = 256) 
     if inputs.ndim and not len(inputs):
         raise DataError(f"no inputs for {name}: give at least one example")
     _check(name, takes[0].shape, takes[0].type, inputs, batch)
+    gives = {each.name: each.type for each in opened.get_outputs()}
+    asked = output or next(iter(gives))
+    if not gives.get(asked, "none").startswith("tensor("):
+        what = f"gives {asked!r} as {gives[asked]}, which is no tensor" if asked in gives else f"has no output {asked!r}"
+        raise MismatchError(f"{name} {what}{did_you_mean(asked, gives)}")
     whole = inputs.detach().cpu().contiguous()
     try:
-        parts = [torch.from_numpy(opened.run(None, {takes[0].name: part.numpy()})[0]) for part in whole.split(batch)]
+        parts = [torch.from_numpy(opened.run([asked], {takes[0].name: part.numpy()})[0]) for part in whole.split(batch)]
     except (state.Fail, state.InvalidArgument, state.RuntimeException, state.NotImplemented) as error:
         raise ArtifactError(f"{name} failed on inputs {list(inputs.shape)} ({_first_line(error)}): export the model again") from error
     return torch.cat(parts)

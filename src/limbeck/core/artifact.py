@@ -10,6 +10,7 @@ lineage.json             the stage's hash, its parents' digests, versions, seed,
 recipe.yaml              the recipe as resolved
 checkpoint/              the last training state, so that more epochs can continue from it
 metrics.json             every figure; the only file that later measurement may add to
+memory/                  what a later task may replay of the examples that were seen, where there is replay
 players/NAME/            an artifact of each other player that ships, sealed by its own manifest
 """
 
@@ -89,9 +90,9 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """The digest of what a later stage can see of it: weights or graph (`model.*`, so data beside a graph count), and how to rebuild."""
-        files = self.manifest["files"]
-        return digest({name: told["sha256"] for name, told in files.items() if name in ("spec.json", self.manifest["model"]) or name.startswith("model.")})
+        """The digest of what a later stage can see of it: weights or graph (`model.*`, so data beside a graph count), its memory, and how to rebuild."""
+        seen = ("spec.json", self.manifest["model"])
+        return digest({name: told["sha256"] for name, told in self.manifest["files"].items() if name in seen or name.startswith(("model.", "memory/"))})
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import MismatchError
-from .knowledge import Knowledge, Reads
+from .knowledge import Dense, Knowledge, Reads
 from .tap import Survey, Tap, eagerly, layer
 from .task import Batch, Task
 
@@ -48,6 +48,6 @@ def _with_input_gradient(model: nn.Module, batch: Batch, reads: Reads, task: Tas
     if gradient is None:
         raise MismatchError(f"no gradient comes to the {side}'s input: its forward pass detaches it, or runs under no_grad; leave the objective out")
     if not learns:
-        outputs = {name: type(one)(one.logits.detach(), one.link) for name, one in said.outputs.items()}
+        outputs = {name: Dense((one := said.whole(name)).logits.detach(), one.link) for name in said.outputs}
         said = Knowledge(outputs, {path: value.detach() for path, value in said.features.items()}, said.mask, said.modules, None, said.shapes)
     return Knowledge(said.outputs, said.features, said.mask, said.modules, gradient, said.shapes)

@@ -3,10 +3,12 @@
 SplitMix64's finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) over `counter * GOLDEN + key`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-__all__ = ["below", "bits", "key", "permutation"]
+__all__ = ["below", "bits", "gaussian", "key", "permutation", "uniform"]
 
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _ALL = (1 << 64) - 1
@@ -47,6 +49,16 @@ def below(hashed: Tensor, count: int, half: int) -> Tensor:
     """Return whole numbers in `0 <= k < count` from the upper (`half=1`) or lower (`half=0`) 32 bits of a hash; the bias is `count / 2^32`."""
     word = (hashed >> 32 if half else hashed).bitwise_and(0xFFFFFFFF)
     return word.mul_(count).bitwise_right_shift_(32)
+
+
+def uniform(hashed: Tensor, half: int) -> Tensor:
+    """Return real numbers in `0 < u < 1` from the upper (`half=1`) or lower (`half=0`) 32 bits of a hash, float32: odd multiples of 2^-24."""
+    return (((hashed >> 32 if half else hashed).bitwise_and(0xFFFFFFFF) >> 9).float() + 0.5) / (1 << 23)
+
+
+def gaussian(hashed: Tensor) -> Tensor:
+    """Return a standard normal number from each hash, float32 (Box and Muller 1958)."""
+    return (-2 * uniform(hashed, 1).log()).sqrt() * (2 * math.pi * uniform(hashed, 0)).cos()
 
 
 def permutation(count: int, with_key: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What one model says about one batch, and which of it an objective reads.
 
-Shapes: N predictions (examples, tokens or nodes), C classes.
+Shapes: N predictions (examples, tokens or nodes), C classes, k of them kept.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .errors import MismatchError
 
-__all__ = ["Dense", "Knowledge", "Link", "Needs", "Reads", "Response"]
+__all__ = ["Dense", "Knowledge", "Link", "Needs", "Reads", "Response", "TopK"]
 
 Link = Literal["softmax", "bernoulli", "identity"]
 
@@ -31,8 +31,37 @@ class Dense:
     def classes(self) -> int:
         return self.logits.shape[-1]
 
+    @property
+    def rows(self) -> int:
+        """The length of the first axis."""
+        return len(self.logits)
 
-Response = Dense
+
+@dataclass(frozen=True)
+class TopK:
+    """A response as its k likeliest classes of C, and what is left for all others together: softmax at one temperature, and meaningless at another.
+
+    `log_probs [..., k]`: log softmax(logits / temperature) of the classes `indices [..., k]`, int64, no two alike; `log_tail [...]`: the logarithm of the
+    other classes' probabilities, summed. Together they sum to one.
+    """
+
+    log_probs: Tensor
+    indices: Tensor
+    log_tail: Tensor
+    temperature: float
+    classes: int
+    link: Link = "softmax"
+
+    @property
+    def rows(self) -> int:
+        """The length of the first axis."""
+        return len(self.log_tail)
+
+    def __str__(self) -> str:
+        return f"the {self.indices.shape[-1]} likeliest of {self.classes} classes at temperature {self.temperature:g}"
+
+
+Response = Dense | TopK
 
 
 @dataclass(frozen=True)
@@ -53,10 +82,29 @@ class Knowledge:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
-    def main(self) -> Response:
-        if "main" not in self.outputs:
-            raise MismatchError(f"this knowledge has no output 'main'; it has: {', '.join(self.outputs) or 'none'}")
-        return self.outputs["main"]
+    def main(self) -> Dense:
+        """The answer, which must be there as whole logits."""
+        return self.whole("main")
+
+    @property
+    def answer(self) -> Response:
+        """The answer, in whatever form it is there."""
+        return self._output("main")
+
+    def whole(self, name: str) -> Dense:
+        """Return an output as whole logits, or say in what form it is there."""
+        found = self._output(name)
+        if isinstance(found, TopK):
+            raise MismatchError(
+                f"whole logits are needed, and the teacher's answer is {found}: match that by response.kd or response.soft_cross_entropy alone, or record "
+                "whole logits (keep: {kind: dense})"
+            )
+        return found
+
+    def _output(self, name: str) -> Response:
+        if name not in self.outputs:
+            raise MismatchError(f"this knowledge has no output {name!r}; it has: {', '.join(self.outputs) or 'none'}")
+        return self.outputs[name]
 
     def feature(self, path: str) -> Tensor:
         """Return the activation read at `path`, or say which were read."""

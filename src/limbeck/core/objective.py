@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from .errors import MismatchError, RecipeError
 from .gather import gathered
-from .knowledge import Dense, Knowledge, Needs
+from .knowledge import Dense, Knowledge, Needs, Response, TopK
 from .schedule import Clock, Number, at, check_number
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ class Contest(Objective):
     def oppose(self, student: Knowledge, teacher: Knowledge | None, batch: "Batch") -> Tensor:
         """Return the opponent's own loss, of the form that `forward` has; what it reads carries no gradient to student or teacher."""
 
+    @abstractmethod
+    def told_apart(self, student: Knowledge, teacher: Knowledge | None) -> Tensor:
+        """Return the share that the opponent gets right, of the form that `forward` has: 1/2 where it cannot tell the two apart, 1 where it always can."""
+
 
 class Term(nn.Module):
     """An objective and its weight: `0.9 * KD(temperature=4.0)`; the weight may be a schedule.
@@ -126,7 +131,13 @@ def _everyones(knowledge: Knowledge) -> Knowledge:
     """What the model said of the examples of all processes, by rank."""
     if knowledge.mask is not None:
         raise MismatchError("gather: true cannot put together what masks leave of different processes: train on one device")
-    outputs = {name: Dense(gathered(said.logits), said.link) for name, said in knowledge.outputs.items()}
+    outputs = {name: _everyones_answer(said) for name, said in knowledge.outputs.items()}
     features = {name: gathered(value) for name, value in knowledge.features.items()}
     gradient = None if knowledge.input_gradient is None else gathered(knowledge.input_gradient)
     return Knowledge(outputs, features, None, knowledge.modules, gradient)
+
+
+def _everyones_answer(said: Response) -> Response:
+    if isinstance(said, TopK):
+        return replace(said, log_probs=gathered(said.log_probs), indices=gathered(said.indices), log_tail=gathered(said.log_tail))
+    return Dense(gathered(said.logits), said.link)

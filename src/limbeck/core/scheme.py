@@ -79,6 +79,10 @@ class Scheme(nn.Module, ABC):
     def leave(self, folder: Path) -> None:
         """Put into the student's artifact what belongs beside its weights: examples that were made, a memory. Nothing, for most."""
 
+    def news(self) -> Sequence[str]:
+        """What has happened since it was last asked that a person should hear of, a line each."""
+        return ()
+
     def at(self, epoch: float, epochs: float) -> None:
         """Tell every objective and every teacher where training stands, for what follows a schedule."""
         if self._heard is None or self._heard[0] != int(epoch):  # a walk through a deep model in every step would be felt

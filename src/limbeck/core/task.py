@@ -1,7 +1,7 @@
 """A task: the data, how a model is asked, what its own loss is, and how it is scored."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .knowledge import Knowledge
 from .lookup import find
 
-__all__ = ["Batch", "Facts", "Loader", "Split", "Task", "default_task"]
+__all__ = ["Batch", "Facts", "Loader", "Sequel", "Split", "Task", "default_task"]
 
 Batch = Mapping[str, Tensor]
 """Field -> tensor; `id [N]` is int64 and unique within a data fingerprint where it is there. `labelled [N]`, where it is there, says which predictions have a
@@ -105,9 +105,21 @@ class Task(ABC):
     def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
         """The task's own loss, one per prediction `[N]`, at temperature 1."""
 
+    def outcome(self, answer: Callable[[Batch], Knowledge]) -> dict[str, float]:
+        """Figures of a finished model that no split gives: what it does in the world. None, for most."""
+        return {}
+
     @abstractmethod
     def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
         """Name -> one number per prediction `[N]`, whose mean over a split is a metric; `metric` is among them, and a `loss` breaks its ties."""
+
+
+class Sequel(Task, ABC):
+    """A task that comes after others: its training split holds what is new."""
+
+    @abstractmethod
+    def so_far(self) -> Task:
+        """Everything that has been taught with it, by the same labels, without augmentation: where examples are found again by id."""
 
 
 def default_task() -> Task:

@@ -198,6 +198,8 @@ def _epoch(run: _Run) -> None:
                 group["lr"] = group.setdefault("height", group["lr"]) * rate(plan.schedule, epoch, plan.epochs)
             seen.append(_Seen(position.step + 1, *_step(run, micro, phase)))
         scheme.after_step()
+        for line in scheme.news():
+            run.listener(Note(line, run.stage))
         position.step += 1
         position.micro += plan.accumulate
         if len(seen) >= LOOK_EVERY * len(scheme.phases) or position.micro >= run.steps * plan.accumulate:
@@ -312,11 +314,11 @@ def _evaluate(run: _Run) -> bool:
     if "validation" not in task.splits():
         position.best_epoch = position.epoch
         return True
-    shipped = run.setup.scheme.shipped()
-    for player, model in shipped.items():
-        prefix = "validation_" if len(shipped) == 1 else f"validation_{player}_"
-        row |= {f"{prefix}{name}": value for name, value in evaluate(model, task, "validation", run.runtime).items()}
-    reached, loss = _mean_of(row, task.metric), _mean_of(row, "loss")
+    found = {player: evaluate(model, task, "validation", run.runtime) for player, model in run.setup.scheme.shipped().items()}
+    for player, scores in found.items():
+        prefix = "validation_" if len(found) == 1 else f"validation_{player}_"
+        row |= {f"{prefix}{name}": value for name, value in scores.items()}
+    reached, loss = _mean_of(found, task.metric), _mean_of(found, "loss")
     assert reached is not None, f"a task's scores hold its metric {task.metric!r}"
     gain = 0.0 if position.best is None else (reached - position.best) * (1 if task.higher_is_better else -1)
     tied = gain == 0 and loss is not None and position.best_loss is not None and loss < position.best_loss
@@ -328,10 +330,10 @@ def _evaluate(run: _Run) -> bool:
     return False
 
 
-def _mean_of(row: dict[str, Any], score: str) -> float | None:
-    """The mean over players of a validation score, where the task has it."""
-    found = [value for name, value in row.items() if name.startswith("validation_") and name.endswith(f"_{score}")]
-    return sum(found) / len(found) if found else None
+def _mean_of(found: dict[str, dict[str, float]], score: str) -> float | None:
+    """The mean over players of a score, where the task has it."""
+    values = [scores[score] for scores in found.values() if score in scores]
+    return sum(values) / len(values) if values else None
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

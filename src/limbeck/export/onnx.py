@@ -10,11 +10,11 @@ import re
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,16 @@ class Onnx(Exporter):
 
     Args:
         opset: version of ONNX's operators, 18 to 23; a lower one opens in older runtimes.
+        outputs: of a model with several answers (exits, heads), main alone as `logits`, or all: `logits` first, the others under their names.
     """
 
     file = "model.onnx"
 
-    def __init__(self, *, opset: int = 20) -> None:
+    def __init__(self, *, opset: int = 20, outputs: Literal["main", "all"] = "main") -> None:
         if opset not in _OPSETS:
             raise RecipeError(f"opset must be {_OPSETS[0]} to {_OPSETS[-1]} for this version of PyTorch, not {opset}")
         self.opset = opset
+        self.outputs: Literal["main", "all"] = outputs
 
     def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
         """Write `model`, in evaluation mode, to `path`, once it was opened and asked at two more batch sizes.
@@ -64,19 +66,42 @@ class Onnx(Exporter):
             raise MismatchError(f"{name} holds {size:,} bytes of weights and one ONNX file {LIMIT:,}: export a smaller model")
         several = example if len(example) > 1 else torch.cat([example, example])  # a batch of one would be taken for a constant
         with _evaluating(model), torch.no_grad():
-            _ask(model, several)
-            graph = _trace(model, several, self.opset)
+            asked = _ask(model, several, self.outputs)
+            graph = _trace(asked, several, self.opset)
         _check_batches(name, graph, several)
         atomic_write(path, graph)
 
 
-def _ask(model: nn.Module, example: Tensor) -> None:
-    """Refuse a model that does not answer `[N, C]` in plain PyTorch."""
+class _Answers(nn.Module):
+    """A model whose answers have names as one that gives them in order, `main` first."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        said = self.model(x)
+        return tuple(said[name] for name in self.names)
+
+
+def _ask(model: nn.Module, example: Tensor, outputs: Literal["main", "all"]) -> nn.Module:
+    """Refuse a model that does not answer `[N, C]` in plain PyTorch; return one that gives several answers in order."""
     name = type(model).__name__
     try:
         answer = model(example)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise MismatchError(f"{name} fails on an example {list(example.shape)}{_layer(model, error)}: {_line(str(error))}") from error
+    if isinstance(answer, Mapping) and "main" in answer:
+        asked = _Answers(model, ["main", *(one for one in answer if one != "main" and outputs == "all")]).eval()
+        several = [answer[one] for one in asked.names]
+    else:
+        asked, several = model, [answer]
+    for one in several:
+        _check_answer(name, one, example)
+    return asked
+
+
+def _check_answer(name: str, answer: object, example: Tensor) -> None:
     if not isinstance(answer, Tensor):
         raise MismatchError(f"{name} answers with {type(answer).__name__}, and an exported model with one tensor [N, C]: wrap it in a module that picks it")
     if answer.ndim != 2 or len(answer) != len(example):
@@ -85,10 +110,11 @@ def _ask(model: nn.Module, example: Tensor) -> None:
 
 def _trace(model: nn.Module, example: Tensor, opset: int) -> bytes:
     """Return the bytes of the file."""
+    names = ["logits", *(model.names[1:] if isinstance(model, _Answers) else ())]
     with _quiet():
         try:
             program = torch.onnx.export(
-                model, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["input"], output_names=["logits"],
+                model, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["input"], output_names=names,
                 opset_version=opset, external_data=False, verbose=False,
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
@@ -98,7 +124,7 @@ def _trace(model: nn.Module, example: Tensor, opset: int) -> bytes:
             ) from error
     assert program is not None
     proto = program.model_proto
-    _name_nodes(proto.graph)
+    _name_nodes(proto.graph, "model." if isinstance(model, _Answers) else "")
     return canonical_bytes(proto)
 
 
@@ -184,12 +210,12 @@ def _line(text: str) -> str:
     return text.strip().partition("\n")[0]
 
 
-def _name_nodes(graph: "GraphProto") -> None:
-    """Name every node after its layer and operator, numbered where a layer has several of one kind."""
+def _name_nodes(graph: "GraphProto", wrapper: str) -> None:
+    """Name every node after its layer, without the wrapper's name, and operator, numbered where a layer has several of one kind."""
     seen: Counter[str] = Counter()
     initializers = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
-        layer = _layer_of(node, initializers)
+        layer = _layer_of(node, initializers).removeprefix(wrapper)
         name = f"{layer}/{node.op_type}" if layer else node.op_type
         node.name = f"{name}_{seen[name]}" if seen[name] else name
         seen[name] += 1

@@ -166,7 +166,7 @@ def temperature(name: str, objective: Objective, student: Knowledge, teacher: Kn
         setattr(probe, option, value)
         draw = torch.Generator().manual_seed(0)
         leaf, *others = (
-            {label: Dense(0.05 * torch.randn(one.logits.shape, generator=draw).to(one.logits), one.link) for label, one in side.outputs.items()}
+            {label: Dense(0.05 * torch.randn((one := side.whole(label)).logits.shape, generator=draw).to(one.logits), one.link) for label in side.outputs}
             for side in (student, teacher or student)
         )
         logits = leaf["main"].logits.requires_grad_()

@@ -59,6 +59,11 @@ def assemble(
     example = next(iter(loader.batches(0)), None)
     if example is None:
         raise DataError(f"stage {name}: an epoch has no batch of {stage.batch_size}")
+    if teacher is not None and teacher.views is not None and not {"id", *(("view",) if teacher.views > 1 else ())} <= set(example):
+        raise MismatchError(
+            f"stage {name}: its teacher knows the answers to {teacher.views} views of each example, and transfer.{stage.transfer.kind} does not say which "
+            f"example ('id') and which view of it ('view') an input is (fields {', '.join(example)}): teach by {{kind: frozen}}, or on {{kind: real}}"
+        )
     for module in (student, *((teacher,) if teacher is not None else ())):
         module.to(device)
     scheme = make_scheme(stage, student, teacher, task, task.facts(), example, drawn.get(stage.scheme.of or ""))

@@ -17,13 +17,13 @@ from limbeck.core.errors import RecipeError, did_you_mean
 from limbeck.core.lookup import wanted
 
 from .recipe import DistillStage, Drawing, ExportStage, ObjectiveSpec, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, builtin
-from .resolve import made_of
 
 __all__ = ["Entry", "OptionLine", "PartPage", "describe", "parts", "recipes", "schema"]
 
 _TRAINED = {"model": "models", "objectives": "objectives", "transfer": "transfer", "scheme": "schemes"}
 _PLACES: dict[tuple[type[BaseModel], str], str] = {
     (Recipe, "task"): "tasks",
+    (Drawing, "partner"): "tasks",
     **{(stage, field): slot for stage in (TrainStage, DistillStage) for field, slot in _TRAINED.items()},
     (DistillStage, "teacher"): "teachers",
     (ExportStage, "format"): "export",
@@ -200,15 +200,15 @@ def schema() -> dict[str, Any]:
     def name_of(model: type[BaseModel]) -> str:
         return generated[model, "validation"]["$ref"].rpartition("/")[2]
 
+    untyped = {f"#/$defs/{name_of(model)}" for model in _PARTS}
+    for (model, field), slot in _PLACES.items():
+        properties = known[name_of(model)]["properties"]
+        properties[field] = _placed(properties[field], slot, untyped)
     slots: dict[str, Any] = {}
     for slot in lookup.SLOTS:
         beside = known[name_of(_BESIDE[slot])] if slot in _BESIDE else {}
         cases = [_case(slot, name, known[name_of(options[slot, name])], found[slot, name], beside) for name in lookup.names(slot)]
         slots[slot] = {"oneOf": [*cases, _users_own(beside)]}
-    untyped = {f"#/$defs/{name_of(model)}" for model in _PARTS}
-    for (model, field), slot in _PLACES.items():
-        properties = known[name_of(model)]["properties"]
-        properties[field] = _placed(properties[field], slot, untyped)
     tasks = [case["properties"] for case in slots["tasks"]["oneOf"][:-1]]
     for stage in (TrainStage, DistillStage):
         known[name_of(stage)]["properties"]["task"]["properties"] = _any_of(tasks)
@@ -223,7 +223,7 @@ def _handed(part: Any) -> frozenset[str]:
 
 
 def _case(slot: str, name: str, options: Mapping[str, Any], part: Any, beside: Mapping[str, Any]) -> dict[str, Any]:
-    """One part: its kind, what stands beside its options, its options; and the stage that it is made of, where its constructor asks for one."""
+    """One part: its kind, what stands beside its options, its options."""
     ways = _spellings(slot, name)
     kind = {"const": name} if len(ways) == 1 else {"enum": ways}
     return {
@@ -231,7 +231,7 @@ def _case(slot: str, name: str, options: Mapping[str, Any], part: Any, beside: M
         "description": " ".join((inspect.getdoc(part) or "").partition("\n\n")[0].split()),
         "type": "object",
         "properties": {"kind": kind, **_but_kind(beside), **options.get("properties", {})},
-        "required": ["kind", *(["of"] if made_of(part) else []), *_required(beside), *options.get("required", ())],
+        "required": ["kind", *_required(beside), *options.get("required", ())],
         "additionalProperties": bool(options.get("additionalProperties", False)),
     }
 

@@ -20,6 +20,7 @@ from limbeck.engine.runtime import Runtime
 from limbeck.measure.size import parameters
 
 from .assemble import assemble
+from .grown import grown
 from .learnt import objectives_of
 from .modules import inputs_of, load
 from .recipe import DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage, load_recipe
@@ -56,16 +57,22 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
             listener(Note(f"no validation split for {', '.join(whose)}: the last epoch is what is kept and reported"))
     models: dict[str, nn.Module] = {}
     given: dict[str, Artifact] = {}
+    how: dict[str | None, Mapping[str, Any]] = {}
     with torch.random.fork_rng(devices=[]):
         for name, stage in recipe.stages.items():
             if isinstance(stage, TrainStage):
                 runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
-                models[name] = _of(models, stage.init) if stage.init else make_model(model_spec(stage.model, tasks[name].facts()))  # pyright: ignore[reportArgumentType]
+                facts = tasks[name].facts()
+                how[name] = how.get(stage.init, {}) if stage.init else model_spec(stage.model, facts) | {"class_names": facts.class_names}  # pyright: ignore[reportArgumentType]
+                models[name] = _of(models, stage.init) if stage.init else make_model(how[name])
+                if how[name]:  # a player's is known when it has run
+                    models[name], how[name] = grown(models[name], how[name], facts)
+                _check_partner(name, stage, tasks)
                 first, *more = _trains(recipe, name, stage, tasks[name], models, given, listener)
                 said += [f"stage {name}: {first} on {spec.devices} x {runtime.fabric.device.type}", *(f"stage {name}: {line}" for line in more)]
             elif isinstance(stage, GivenStage):
                 given[name] = Artifact.open(stage.path)
-                models[name] = load(stage.path)
+                models[name], how[name] = load(stage.path), given[name].spec
                 said.append(f"stage {name}: the {given[name].kind} {given[name].name} of {stage.path.parent.parent}")
             elif isinstance(stage, ExportStage):
                 part = graph_part("export", stage.format)
@@ -92,6 +99,22 @@ def _of(models: Mapping[str, nn.Module], name: str) -> nn.Module:
         players = [one.removeprefix(f"{stage}.") for one in models if one.startswith(f"{stage}.")]
         raise MismatchError(f"stage {stage!r} ships no player {name.partition('.')[2]!r} beside its student{did_you_mean(name.partition('.')[2], players)}")
     return models[name]
+
+
+def _check_partner(name: str, stage: TrainStage, tasks: Mapping[str, Task]) -> None:
+    """Refuse a teacher that is asked about inputs prepared otherwise than those that it was trained on, where a second task gives them."""
+    if not isinstance(stage, DistillStage) or stage.transfer.partner is None:
+        return
+    partner: Task = lookup.build("tasks", stage.transfer.partner.kind, stage.transfer.partner.options)
+    asked = partner.facts().preprocess
+    for one in stage.teacher.stages:
+        seen = tasks[one.partition(".")[0]].facts().preprocess
+        if differs := [key for key in {**seen, **asked} if seen.get(key) != asked.get(key)]:
+            key = differs[0]
+            raise MismatchError(
+                f"the teacher {one} of stage {name} was trained on inputs with {key} {seen.get(key)!r}, and the partner gives {key} {asked.get(key)!r}: "
+                "give both the same task (a stage's `task` adds to the recipe's; an option is taken back by `null`)"
+            )
 
 
 def _trains(

@@ -27,7 +27,7 @@ def runs_under(folder: Path) -> list[Path]:
 
 
 def leftovers(run: Path) -> list[Leftover]:
-    """List what lies in a run's `cache` and `work`, with its size in bytes.
+    """List what lies in a run's `cache`, `knowledge` and `work`, with its size in bytes.
 
     Raises:
         ArtifactError: the folder is no run.
@@ -63,6 +63,8 @@ def _found(run: Path) -> Iterator[Leftover]:
             yield Leftover(path, "files made for measuring; made again when needed", _bytes(path))
         else:
             yield Leftover(path, "shelved stage: reused when its options come back, or continued with more epochs", _bytes(path))
+    for path in _inside(run / "knowledge"):
+        yield Leftover(path, "what a teacher said, recorded: recorded again when a new student is to learn from it", _bytes(path))
     for path in _inside(run / "work"):
         yield Leftover(path, "unfinished stage: the next run goes on from it", _bytes(path))
 

@@ -35,7 +35,8 @@ def compare(recipe: Recipe, out: Path, roles: Mapping[str, str | None], digests:
         file.unlink(missing_ok=True)
         return
     said = {name: read_tensors(artifacts[name].path / _PREDICTIONS) for name in predicted}
-    spec = artifacts[next(iter(said))].spec
+    specs = {name: artifacts[name].spec for name in said}
+    spec = max(specs.values(), key=lambda one: one["classes"])  # a model of an earlier task knows fewer
     correct = {name: told["logits"].argmax(1).eq(told["labels"]).numpy() for name, told in said.items()}
     pairs = []
     for one, other in _PAIRS:
@@ -43,7 +44,7 @@ def compare(recipe: Recipe, out: Path, roles: Mapping[str, str | None], digests:
         if a in said and b in said and said[a]["ids"].equal(said[b]["ids"]):
             pairs.append({"a": a, "b": b, **vars(mcnemar(correct[a], correct[b]))})
     models = {
-        name: {"per_class": per_class(told["logits"], told["labels"], spec["classes"]), "reliability": reliability(told["logits"], told["labels"])}
+        name: {"per_class": per_class(told["logits"], told["labels"], specs[name]["classes"]), "reliability": reliability(told["logits"], told["labels"])}
         for name, told in said.items()
     }
     examples = len(next(iter(correct.values())))

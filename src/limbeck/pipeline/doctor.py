@@ -1,7 +1,9 @@
 """The doctor: one batch through everything before training, to find what silently ruins a distillation."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,7 +16,7 @@ from limbeck.core.artifact import Artifact
 from limbeck.core.ask import ask
 from limbeck.core.errors import LimbeckError
 from limbeck.core.events import Listener, silent
-from limbeck.core.knowledge import Knowledge, Reads
+from limbeck.core.knowledge import Dense, Knowledge, Reads, TopK
 from limbeck.core.objective import Term
 from limbeck.core.schedule import Clock, at
 from limbeck.core.tap import eagerly
@@ -22,6 +24,8 @@ from limbeck.core.task import Batch, Task
 from limbeck.core.teacher import Teacher
 from limbeck.objectives.supervised import Supervised
 from limbeck.schemes.offline import Offline
+from limbeck.teachers._rehearsed import Rehearsed
+from limbeck.teachers.cached import Cached
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.frozen import Frozen
 
@@ -180,13 +184,20 @@ def _unchanged(scheme: Offline) -> Iterator[None]:
                 value.copy_(before)
 
 
-def _models(teacher: Teacher, name: str = "") -> list[tuple[str, nn.Module]]:
-    """The models that a teacher asks, by name."""
+def _frozen(teacher: Teacher, name: str = "") -> list[tuple[str, Frozen]]:
+    """The frozen models that a teacher asks, by name."""
     if isinstance(teacher, Frozen):
-        return [(name, teacher.model)]
+        return [(name, teacher)]
+    if isinstance(teacher, Rehearsed):
+        return [(name, teacher.frozen)]
     if isinstance(teacher, Ensemble):
-        return [one for index, member in enumerate(teacher.members) if isinstance(member, Teacher) for one in _models(member, f"{name}{index}.")]
-    return [(name, teacher)]
+        return [one for index, member in enumerate(teacher.members) if isinstance(member, Teacher) for one in _frozen(member, f"{name}{index}.")]
+    return []
+
+
+def _models(teacher: Teacher) -> list[tuple[str, nn.Module]]:
+    """The models that a teacher asks, by name; the teacher itself where it asks none that stands still."""
+    return [(name, one.model) for name, one in _frozen(teacher)] or ([] if isinstance(teacher, Cached) else [("", teacher)])
 
 
 def _teacher(scheme: Offline, batch: Batch, sample: Sequence[Batch], trained: bool, names: Sequence[str] | None) -> Iterator[Finding]:
@@ -202,18 +213,23 @@ def _teacher(scheme: Offline, batch: Batch, sample: Sequence[Batch], trained: bo
     hooks = [module.register_forward_pre_hook(partial(look, path)) for path, module in layers]
     try:
         with torch.no_grad(), eagerly():
-            said, again = _told(scheme, batch), _told(scheme, batch)
+            first = _told(scheme, batch)
+            said, again, sparse = _spread(first), _spread(_told(scheme, batch)), isinstance(first.answer, TopK)
     finally:
         for hook in hooks:
             hook.remove()
     yield from ailments.in_training(list(seen.items()))
     rows = len(said.main.logits)
     alone = batch.keys() <= {"input", "label", "id"} and rows > 3 and not seen
-    half = _told(scheme, {name: value[: rows // 2] for name, value in batch.items()}).main.logits if alone else None
+    half = _spread(_told(scheme, {name: value[: rows // 2] for name, value in batch.items()})).main.logits if alone else None
     yield from ailments.steady(said.main.logits, again.main.logits, half)
-    yield from ailments.form("teacher", said.main, mixed=isinstance(scheme.teacher, Ensemble))
+    yield from ailments.form("teacher", said.main, mixed=isinstance(scheme.teacher, Ensemble) or sparse)
     yield from ailments.constant("teacher", said.features)
-    if trained and all("label" in one for one in sample):
+    sample = [batch] if isinstance(scheme.teacher, Cached) else sample  # of others it knows nothing
+    looks_at = {teacher.input for _, teacher in _frozen(scheme.teacher)}
+    if not all(looks_at <= set(one) for one in sample):
+        yield Finding("fine", "teacher's skill", f"the teacher looks at {', '.join(sorted(looks_at))}, which labelled examples have not: it is not compared")
+    elif trained and all("label" in one for one in sample):
         yield from _compared(scheme, sample, names)
 
 
@@ -223,6 +239,15 @@ def _told(scheme: Offline, batch: Batch) -> Knowledge:
     with torch.no_grad():
         scheme.student.eval()
         return scheme.teacher(batch, _asked(scheme, batch) if scheme.teacher.reads_student else None)
+
+
+def _spread(said: Knowledge) -> Knowledge:
+    """The likeliest classes of a teacher as whole logits, what is left spread evenly over the other classes: enough to see who is right."""
+    if not isinstance(answer := said.answer, TopK):
+        return said
+    others = answer.classes - answer.indices.shape[-1]
+    logits = (answer.log_tail - math.log(max(others, 1))).unsqueeze(-1).expand(*answer.log_tail.shape, answer.classes)
+    return replace(said, outputs={"main": Dense(logits.scatter(-1, answer.indices, answer.log_probs))})
 
 
 def _asked(scheme: Offline, batch: Batch) -> Knowledge:
@@ -248,7 +273,7 @@ def _compared(scheme: Offline, sample: Sequence[Batch], names: Sequence[str] | N
     classes = 0
     with torch.no_grad(), eagerly():
         for batch in sample:
-            student, teacher = task.forward(scheme.student, batch), _told(scheme, batch)
+            student, teacher = task.forward(scheme.student, batch), _spread(_told(scheme, batch))
             if teacher.main.classes != student.main.classes or teacher.main.link != "softmax" or teacher.main.logits.ndim != 2:
                 return
             mask = slice(None) if student.mask is None else student.mask

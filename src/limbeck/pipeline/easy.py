@@ -26,6 +26,7 @@ from limbeck.engine.loop import Work, fit
 from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Accelerator, Runtime
 from limbeck.measure.size import parameters
+from limbeck.teachers.cached import Cached
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.frozen import Frozen
 
@@ -112,7 +113,8 @@ def distill(
         if plan.channels_last:
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     task = data if isinstance(data, Task) else _task(student, runtime.device, data, validation, test, classes)
-    loader = task.loader("train", batch_size=plan.batch_size // plan.accumulate, seed=seed, device=runtime.device)
+    views = asked.views if isinstance(data, Task) else None
+    loader = task.loader("train", batch_size=plan.batch_size // plan.accumulate, seed=seed, device=runtime.device, views=views)
     for split in task.splits():
         if split != "train":
             task.scores(*_asked(task, student, task.loader(split, batch_size=plan.batch_size, device=runtime.device), split))
@@ -221,6 +223,8 @@ def _told(part: nn.Module) -> str:
 
 def _identity(teacher: nn.Module) -> list[str]:
     """What a teacher is, its weights included, for those that hold them still."""
+    if isinstance(teacher, Cached):
+        return [_told(teacher)]
     if isinstance(teacher, Ensemble):
         return [_told(teacher), *(line for member in teacher.members for line in _identity(member))]
     model = teacher.model if isinstance(teacher, Frozen) else teacher
@@ -238,15 +242,15 @@ def _shape(student: nn.Module) -> list[str]:
 def _tested(task: Task, student: nn.Module, teacher: Teacher, device: torch.device) -> dict[str, Any]:
     """Measure the student on the test split where there is one, and, where both know the same classes, its agreement with its teacher.
 
-    Both answer in one pass: a loader may shuffle.
+    Both answer in one pass: a loader may shuffle. A teacher that knows recorded examples alone is not asked.
     """
     if "test" not in task.splits():
         return {}
     answers: list[Tensor] = []
 
     def ask(batch: Batch) -> Knowledge:
-        theirs, said = teacher(batch).main.logits.float(), task.forward(student, batch)
-        answers.append((theirs if said.mask is None else theirs[said.mask]).cpu())
+        theirs, said = None if teacher.views is not None else teacher(batch).main.logits.float(), task.forward(student, batch)
+        answers.append((theirs if said.mask is None else theirs[said.mask]).cpu() if theirs is not None else torch.empty(0))
         return said
 
     said = predict(ask, task, "test", device=device)

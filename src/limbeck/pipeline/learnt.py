@@ -19,7 +19,7 @@ __all__ = ["graft_spec", "grafted", "objectives_of", "take_over"]
 
 
 def objectives_of(scheme: Scheme) -> list[Objective]:
-    """Return a scheme's objectives, in the order of the stage that names them."""
+    """Return a scheme's objectives, in the order of the stage that names them; what a scheme has of its own comes after these."""
     return [module.objective for module in scheme.modules() if isinstance(module, Term)]
 
 
@@ -33,7 +33,7 @@ def take_over(scheme: Scheme, specs: Sequence[ObjectiveSpec], sources: Mapping[s
     from .modules import read_tensors
 
     said: list[str] = []
-    for spec, objective in zip(specs, objectives_of(scheme), strict=True):
+    for spec, objective in zip(specs, objectives_of(scheme), strict=False):
         if spec.init is None:
             continue
         stage, artifact = sources[spec.init]
@@ -59,7 +59,7 @@ def take_over(scheme: Scheme, specs: Sequence[ObjectiveSpec], sources: Mapping[s
 
 def graft_spec(scheme: Scheme, specs: Sequence[ObjectiveSpec], teachers: Sequence[Artifact]) -> dict[str, Any] | None:
     """Return how to graft again what objectives have put into the student that ships, None where they put nothing."""
-    grafting = [spec for spec, one in zip(specs, objectives_of(scheme), strict=True) if type(one).graft is not Objective.graft]
+    grafting = [spec for spec, one in zip(specs, objectives_of(scheme), strict=False) if type(one).graft is not Objective.graft]
     if not grafting:
         return None
     if len(teachers) != 1:

@@ -12,7 +12,9 @@ from limbeck.core.events import Listener, Note, StageStarted
 from limbeck.core.files import digest, read_json, write_json
 from limbeck.measure.latency import ModelFile, measure_files
 from limbeck.measure.machine import machine
+from limbeck.models.exits import Exits
 
+from .anytime import Until
 from .modules import inputs_of, load_module
 from .recipe import ExportStage, Recipe
 
@@ -51,6 +53,9 @@ def measured(recipe: Recipe, out: Path, digests: Mapping[str, str], listener: Li
     for name, artifact in artifacts.items():  # also one that was made again since, to the same bits
         told = found["models"].get(name, {})
         figures = {figure: told[figure] for figure in _FIGURES if figure in told}
+        for one in found["models"]:
+            if one.startswith(f"{name}."):  # an exit's
+                figures[f"{one.partition('.')[2]}_latency_ms_p50"] = found["models"][one]["latency_ms_p50"]
         if not figures.keys() <= artifact.metrics.keys():
             artifact.add_metrics(figures)
 
@@ -63,11 +68,11 @@ def _measure(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], liste
         if isinstance(path, str):
             listener(Note(path, name))
         else:
-            paths[name] = path
+            paths |= {name: path} | _exits(out, artifacts[name], name)
     if not paths:
         return {"models": {}}
     first = {path: name for name, path in reversed(paths.items())}
-    files = {name: ModelFile(path, tuple(artifacts[name].spec["in_shape"])) for path, name in reversed(first.items())}
+    files = {name: ModelFile(path, tuple(artifacts[name.partition(".")[0]].spec["in_shape"])) for path, name in reversed(first.items())}
     how = recipe.measure
     found = measure_files(files, threads=how.threads, seconds=how.seconds * len(files), batch=how.batch, seed=recipe.seed)
     found["models"] = {name: found["models"][first[path]] for name, path in paths.items()}
@@ -92,3 +97,17 @@ def _file(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], name: st
     path.parent.mkdir(parents=True, exist_ok=True)
     lookup.build("export", "onnx", {}).export(model, torch.zeros(2, *artifact.spec["in_shape"]), path)
     return path
+
+
+def _exits(out: Path, artifact: Artifact, name: str) -> dict[str, Path]:
+    """Return a file for each exit of a trained network that ends there, `stage.exit`; none for a model without exits."""
+    if artifact.kind != "module" or not (artifact.path / "exits.json").is_file():
+        return {}
+    model = load_module(artifact)
+    assert isinstance(model, Exits), "only a network with exits leaves exits.json"
+    found = {exit: out / "cache" / "measured" / f"{name}.{exit}-{artifact.digest[:12]}.onnx" for exit in model.exits}
+    for exit, path in found.items():
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lookup.build("export", "onnx", {}).export(Until(model, exit), torch.zeros(2, *artifact.spec["in_shape"]), path)
+    return {f"{name}.{exit}": path for exit, path in found.items()}

@@ -25,7 +25,7 @@ class Graph(nn.Module):
         self._session = onnx_runtime.session(path)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return onnx_runtime.run(self._session, inputs)
+        return onnx_runtime.run(self._session, inputs).to(inputs.device)
 
 
 def inputs_of(model: nn.Module) -> list[str]:

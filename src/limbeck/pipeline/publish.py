@@ -24,6 +24,9 @@ from limbeck.engine.plan import Training
 from limbeck.measure.answers import numbers, yes_or_no
 from limbeck.measure.fidelity import fidelity
 from limbeck.measure.size import macs, parameters
+from limbeck.models.exits import Exits
+
+from .anytime import Heard
 
 __all__ = [
     "Publication", "choose", "metrics_of_test", "place", "publish_module", "publish_players", "real_batch", "real_inputs", "seal_with_proof",
@@ -55,13 +58,15 @@ def choose(model: nn.Module, fitted: Fit, plan: Training, player: str = "student
     return best, last
 
 
-def training_metrics(fitted: Fit) -> dict[str, Any]:
-    """Return how training went: the validation metrics of the best epoch, and of the last."""
+def training_metrics(fitted: Fit, player: str = "student") -> dict[str, Any]:
+    """Return how training went: the player's validation metrics of the best epoch, and of the last."""
     metrics: dict[str, Any] = {"epochs": len(fitted.history), "best_epoch": fitted.best_epoch, "train_seconds": fitted.seconds}
     metrics["steps_per_s"] = fitted.steps / fitted.seconds if fitted.seconds > 0 else 0.0
+    own = f"validation_{player}_" if len(fitted.best) > 1 else "validation_"  # where several players ship, each score bears its player's name
     for name, value in fitted.history[fitted.best_epoch - 1].items():
-        if name.startswith("validation_"):
-            metrics |= {name: value, f"{name}_last": fitted.history[-1][name]}
+        if name.startswith(own):
+            told = f"validation_{name.removeprefix(own)}"
+            metrics |= {told: value, f"{told}_last": fitted.history[-1][name]}
     return metrics
 
 
@@ -119,7 +124,7 @@ def publish_module(
     best, last = choose(model, fitted, plan, player)
     example = real_batch(task, 1, device)
     operations = macs(model, example["input"], ask=lambda asked: task.forward(asked, example))
-    metrics = training_metrics(fitted) | {"parameters": parameters(model), "macs": operations}
+    metrics = training_metrics(fitted, player) | {"parameters": parameters(model), "macs": operations}
     with atomic_folder(told.target) as folder:
         with storage(folder):
             save_file(best, folder / "best.safetensors")
@@ -135,7 +140,8 @@ def publish_module(
             link = task.forward(model, example).main.link
         seen = {"link": link} if link != "softmax" else {}  # what a spec does not say is softmax
         seen |= {"in_shape": list(facts.in_shape), "classes": facts.classes, "class_names": list(facts.class_names), "preprocess": dict(facts.preprocess)}
-        seal_with_proof(told, folder, task, partial(task.forward, model), "module", "model.safetensors", {**how, **seen}, metrics, device)
+        heard = Heard(task, model) if isinstance(model, Exits) and link == "softmax" else partial(task.forward, model)
+        seal_with_proof(told, folder, task, heard, "module", "model.safetensors", {**how, **seen}, metrics, device)
     return metrics
 
 
@@ -146,10 +152,17 @@ def seal_with_proof(
     """Open the test split, once; keep golden answers; write lineage, recipe and manifest. What is found is added to `metrics`."""
     save_file(_golden(real_batch(task, GOLDEN, device), answer), folder / "golden.safetensors")
     if "test" in task.splits():
+        if isinstance(answer, Heard):
+            answer.forget()
         said = predict(answer, task, "test", device=device)
+        if isinstance(answer, Heard):
+            figures, record = answer.worth(real_batch(task, 1, device)["input"])
+            metrics |= figures
+            write_json(folder / "exits.json", record)
         save_file({"logits": said.logits.contiguous(), "labels": said.labels.contiguous(), "ids": said.ids.contiguous()}, folder / "predictions.safetensors")
         comparable = told.teacher is not None and torch.equal(told.teacher["ids"], said.ids)
         metrics |= metrics_of_test(said, told.teacher["logits"] if told.teacher is not None and comparable else None)
+    metrics |= task.outcome(answer)
     write_json(folder / "lineage.json", dict(told.lineage))
     (folder / "recipe.yaml").write_text(told.recipe)
     seal(folder, name=told.name, kind=kind, model=model, stage_hash=told.stage_hash, spec=spec, metrics=metrics)

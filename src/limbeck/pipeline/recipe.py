@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +50,7 @@ class Drawing(Part):
     """A part that may draw from what an earlier stage has left."""
 
     of: str | None = Field(default=None, description="an earlier stage whose artifact it draws from, for parts that need one")
+    partner: Part | None = Field(default=None, description="a second task, for a transfer set that pairs its examples with those of the stage's own")
 
 
 class TeacherSpec(Part):
@@ -70,6 +71,7 @@ class TrainStage(Training):
     kind: Literal["train"] = "train"
     model: Part | None = Field(default=None, description="what to train; or `init`")
     init: str | None = Field(default=None, description="an earlier stage whose model is trained on")
+    reseed: int = Field(default=0, ge=0, description="added to the recipe's seed: two stages of one model begin with other weights, and see another order")
     task: dict[str, Any] = Field(default={}, description="options of the recipe's task that differ while this stage trains, such as its augmentation")
     objectives: list[ObjectiveSpec] = Field(default=[ObjectiveSpec(kind="supervised")], min_length=1, description="what the model must match")
     transfer: Drawing = Field(default=Drawing(kind="real"), description="on which inputs")
@@ -274,12 +276,18 @@ def _expand(tree: Any) -> Any:
 
 
 def _anchor(tree: dict[str, Any], base: Path) -> None:
-    stages = tree.get("stages")
-    for holder in (tree, *(stages.values() if isinstance(stages, dict) else ())):
-        task = holder.get("task") if isinstance(holder, dict) else None
-        for place, key in ((task, "root"), (holder, "path")):
-            if isinstance(place, dict) and isinstance(place.get(key), str):
-                place[key] = str((base / Path(place[key]).expanduser()).resolve())
+    for holder in _mappings(tree):
+        kept = holder.get("kind") == "blackbox" and holder.get("keep") != "memory"
+        for key in ("root", *(("path",) if holder.get("kind") in ("given", "onnx") else ()), *(("keep",) if kept else ())):
+            if isinstance(holder.get(key), str):
+                holder[key] = str((base / Path(holder[key]).expanduser()).resolve())
+
+
+def _mappings(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+    for inner in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _mappings(inner)
 
 
 def _set(tree: dict[str, Any], setting: str) -> None:

@@ -16,11 +16,26 @@ from limbeck.core.objective import Term
 from limbeck.core.scheme import Scheme
 from limbeck.core.task import Batch, Facts, Task
 from limbeck.core.teacher import Teacher
+from limbeck.teachers._rehearsed import Rehearsed
+from limbeck.teachers._store_columns import Recording
 
 from .learnt import grafted
 from .recipe import DistillStage, Drawing, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, task_of
 
-__all__ = ["full", "graph_part", "made_of", "make_drawing", "make_model", "make_scheme", "make_tasks", "make_teacher", "model_spec", "stage_hashes"]
+__all__ = [
+    "drawing",
+    "from_store",
+    "full",
+    "graph_part",
+    "make_drawing",
+    "make_model",
+    "make_scheme",
+    "make_tasks",
+    "make_teacher",
+    "model_spec",
+    "recording_of",
+    "stage_hashes",
+]
 
 _FROM_STAGES = frozenset({"model", "models", "store"})
 _GIVEN = _FROM_STAGES | {"student"}
@@ -28,7 +43,7 @@ _GIVEN = _FROM_STAGES | {"student"}
 _HANDED = {
     "models": frozenset({"in_shape", "classes"}),
     "teachers": _GIVEN,
-    "transfer": frozenset({"source"}),
+    "transfer": frozenset({"source", "partner"}),
     "schemes": frozenset({"student", "teacher", "objectives", "task", "example", "facts", "source"}),
 }
 """Slot -> what assembly hands to its parts, by the name of the parameter."""
@@ -70,9 +85,24 @@ def make_model(spec: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _drawing(slot: str, spec: Drawing, digests: Mapping[str, str]) -> dict[str, Any]:
+def drawing(slot: str, spec: Drawing, digests: Mapping[str, str]) -> dict[str, Any]:
     """A part and its options in full, with the content of what it draws from."""
-    return full(slot, Part(kind=spec.kind, **spec.options)) | ({"of": digests[spec.of]} if spec.of else {})
+    told = full(slot, Part(kind=spec.kind, **spec.options)) | ({"of": digests[spec.of]} if spec.of else {})
+    if spec.partner is not None:
+        told["partner"] = _task(spec.partner, lookup.build("tasks", spec.partner.kind, spec.partner.options))
+    return told
+
+
+def _task(part: Part, task: Task) -> list[Any]:
+    """A task's options in full, but for where its data lie, and its data's fingerprint."""
+    return [_anywhere(full("tasks", part)), task.fingerprint()]
+
+
+def _anywhere(tree: Any) -> Any:
+    """Options without the folders in them."""
+    if isinstance(tree, dict):
+        return {key: _anywhere(value) for key, value in tree.items() if key != "root"}
+    return [_anywhere(one) for one in tree] if isinstance(tree, list) else tree
 
 
 def graph_part(slot: str, method: str | Part) -> Part:
@@ -81,8 +111,21 @@ def graph_part(slot: str, method: str | Part) -> Part:
     return part.model_copy(update={"kind": lookup.full_name(slot, part.kind)})
 
 
+def from_store(spec: TeacherSpec) -> bool:
+    """Whether a teacher is what was recorded of its stage's model, and not the model."""
+    return "store" in _asked(lookup.find("teachers", spec.kind))
+
+
+def recording_of(spec: TeacherSpec) -> Recording:
+    """Return what is to be recorded for a teacher that is made of a store."""
+    options = full("teachers", Part(kind=spec.kind, **spec.options))
+    return Recording.model_validate({name: options[name] for name in Recording.model_fields if options.get(name) is not None})
+
+
 def make_teacher(spec: TeacherSpec, models: Sequence[nn.Module], student: nn.Module, store: Path | None) -> Teacher:
     """Make a teacher of what its constructor asks for; `models` are those of its stages, `store` holds what they said once where it asks for that.
+
+    Without the store that it asks for, it is one that answers as the store would, of the model itself.
 
     Raises:
         RecipeError: it is made of other things than the recipe gives.
@@ -98,6 +141,8 @@ def make_teacher(spec: TeacherSpec, models: Sequence[nn.Module], student: nn.Mod
     wants, way = next((ways[name] for name in asked if name in ways), (spec.of is None, "no stage: leave `of` out"))
     if not wants:
         raise RecipeError(f"the teacher {spec.kind} is made of {way}; given is of: {spec.of!r}")
+    if "store" in asked and store is None:
+        return Rehearsed(models[0], recording_of(spec))
     given: dict[str, Any] = {"model": models[0] if models else None, "models": list(models), "student": student, "store": store}
     return lookup.build("teachers", spec.kind, spec.options, *(given[name] for name in asked))
 
@@ -107,23 +152,24 @@ def _asked(part: Any) -> list[str]:
     return [one.name for one in inspect.signature(part).parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD and one.name in _GIVEN]
 
 
-def made_of(part: Any) -> bool:
-    """Whether a part cannot be made without the stage that its `of` names."""
-    return any(name in _FROM_STAGES for name in _asked(part))
-
-
 def make_drawing(slot: str, spec: Drawing, source: Artifact | None, *args: Any) -> Any:
-    """Make a transfer set, or a scheme, which may draw from the artifact of an earlier stage.
+    """Make a transfer set, or a scheme, which may draw from the artifact of an earlier stage, or pair the stage's task with a second one.
 
     Raises:
         RecipeError: it needs one and none is named, or the other way round.
     """
-    parameter = inspect.signature(lookup.find(slot, spec.kind)).parameters.get("source")
-    if parameter is None and spec.of is not None:
-        raise RecipeError(f"{slot}.{spec.kind} draws from no stage: leave `of: {spec.of}` out")
-    if parameter is not None and parameter.default is parameter.empty and spec.of is None:
-        raise RecipeError(f"{slot}.{spec.kind} draws from what an earlier stage has left: name it, of: stage")
-    drawn = {} if parameter is None else {"source": source}
+    parameters = inspect.signature(lookup.find(slot, spec.kind)).parameters
+    ways = {
+        "source": (spec.of, "draws from no stage: leave `of` out", "draws from what an earlier stage has left: name it, of: stage"),
+        "partner": (spec.partner, "knows no second task: leave `partner` out", "pairs two tasks: name the second one, partner: {kind: ...}"),
+    }
+    for name, (given, unasked, missing) in ways.items():
+        if name not in parameters and given is not None:
+            raise RecipeError(f"{slot}.{spec.kind} {unasked}")
+        if name in parameters and parameters[name].default is inspect.Parameter.empty and given is None:
+            raise RecipeError(f"{slot}.{spec.kind} {missing}")
+    partner = None if spec.partner is None else lookup.build("tasks", spec.partner.kind, spec.partner.options)
+    drawn = {name: value for name, value in (("source", source), ("partner", partner)) if name in parameters}
     return lookup.build(slot, spec.kind, spec.options, *args, **drawn)
 
 
@@ -148,11 +194,10 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
     stage = recipe.stages[name]
     task_part = task_of(recipe, name)
     kinds = [task_part.kind]
-    asked = {key: value for key, value in full("tasks", task_part).items() if key != "root"}
-    told: dict[str, Any] = {"kind": stage.kind, "seed": recipe.seed, "version": VERSION, "task": [asked, task.fingerprint()]}
+    told: dict[str, Any] = {"kind": stage.kind, "seed": recipe.seed, "version": VERSION, "task": _task(task_part, task)}
     if isinstance(stage, TrainStage):
         plain = stage.model_dump(mode="json", exclude={"model", "init", "task", "objectives", "transfer", "scheme", "teacher", *_NO_MATTER})
-        told |= {"training": plain, "transfer": _drawing("transfer", stage.transfer, digests), "scheme": _drawing("schemes", stage.scheme, digests)}
+        told |= {"training": plain, "transfer": drawing("transfer", stage.transfer, digests), "scheme": drawing("schemes", stage.scheme, digests)}
         told["model"] = full("models", stage.model) if stage.model is not None else digests[str(stage.init)]
         told["objectives"] = [
             full("objectives", Part(kind=spec.kind, **spec.options))

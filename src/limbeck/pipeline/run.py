@@ -21,6 +21,7 @@ from limbeck.core.files import atomic_folder, atomic_write, lock, read_json, swe
 from limbeck.core.task import Task
 
 from .compare import compare
+from .lifelong import lifelong
 from .measured import measured
 from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe, parents
 from .resolve import make_tasks, stage_hashes
@@ -79,6 +80,7 @@ def run_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, sets: Iterabl
             listener(StageDone(name, stage.kind, reused, stages[name]["seconds"], finite(artifact.metrics)))
         measured(recipe, out, digests, hear)
         compare(recipe, out, roles(recipe), digests)
+        lifelong(recipe, out)
         for name in stages:
             stages[name]["metrics"] = finite(Artifact.open(out / "stages" / name, verify=False).metrics)
         seconds = time.monotonic() - began
@@ -178,30 +180,39 @@ def _continue(stage: TrainStage, name: str, shelf: Path, work: Path, but_epochs:
     continued = {"epochs": epochs, "stage_hash": found.stage_hash}
     with atomic_folder(work) as scratch:
         shutil.copytree(found.path / "checkpoint", scratch / "checkpoints")
-        (scratch / "best" / "student").mkdir(parents=True)
-        shutil.copy(found.path / "best.safetensors", scratch / "best" / "student" / "model.safetensors")
+        for player, artifact in {"student": found, **found.players}.items():
+            (scratch / "best" / player).mkdir(parents=True)
+            shutil.copy(artifact.path / "best.safetensors", scratch / "best" / player / "model.safetensors")
         write_json(scratch / told.name, continued)
     return continued
 
 
 def roles(recipe: Recipe) -> dict[str, str | None]:
-    """Say which stage plays which part in the report: the last distilled student, its teacher, the same model alone, its exported and quantized files."""
+    """Say which stage plays which part in the report: the last distilled student, its teacher, the same model alone, its exported and quantized files.
+
+    Distilled is also what learns from others than a teacher's stage: its peers, its own branches or past.
+    """
     found: dict[str, str | None] = dict.fromkeys(("teacher", "alone", "student", "shipped", "int8"))
     for name, stage in recipe.stages.items():
-        if isinstance(stage, DistillStage):
-            found |= {"student": name, "teacher": next(iter(stage.teacher.stages), None)}
+        if isinstance(stage, TrainStage) and _taught(stage):
+            found |= {"student": name, "teacher": next(iter(stage.teacher.stages), None) if isinstance(stage, DistillStage) else None}
     if found["student"] is None:
         trained = [name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)]
         found["student"] = trained[-1] if trained else None
     student = recipe.stages[found["student"]] if found["student"] else None
     for name, stage in recipe.stages.items():
-        if isinstance(stage, TrainStage) and not isinstance(stage, DistillStage) and isinstance(student, DistillStage):
+        if isinstance(stage, TrainStage) and not _taught(stage) and isinstance(student, TrainStage) and _taught(student):
             found["alone"] = name if stage.model == student.model and name != found["teacher"] else found["alone"]
         if isinstance(stage, ExportStage) and stage.of == found["student"]:
             found["shipped"] = name
         if isinstance(stage, QuantizeStage) and found["shipped"] and stage.of == found["shipped"]:
             found["int8"] = name
     return found
+
+
+def _taught(stage: TrainStage) -> bool:
+    """Whether somebody teaches in a stage: a teacher, or the scheme's other players."""
+    return isinstance(stage, DistillStage) or stage.scheme.kind.removeprefix("schemes.") != "offline"
 
 
 def _record(recipe: Recipe, out: Path, seconds: float, stages: Mapping[str, Any], notes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What each kind of stage does: artifacts in, one artifact out."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,11 +25,13 @@ from limbeck.export import Tolerance, parity
 from limbeck.measure.size import file_bytes
 
 from .assemble import assemble
+from .grown import grown
 from .learnt import graft_spec, objectives_of, take_over
 from .modules import Graph, load, load_module, read_tensors
 from .publish import Publication, place, publish_players, real_inputs, seal_with_proof
 from .recipe import DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage
-from .resolve import graph_part, make_model, make_tasks, model_spec
+from .recorded import stand
+from .resolve import from_store, graph_part, make_model, make_tasks, model_spec
 
 __all__ = ["Job", "run_stage"]
 
@@ -57,8 +60,9 @@ def run_stage(job: Job, task: Task, listener: Listener) -> None:
     stage, spec = job.recipe.stages[job.name], job.recipe.runtime
     if isinstance(stage, TrainStage):
         runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
+        store = _store(job, stage, task, runtime.device, listener) if isinstance(stage, DistillStage) and from_store(stage.teacher) else None
         with runtime.relayed(listener) as tell:
-            runtime.launch(_with_threads, job, tell)
+            runtime.launch(_with_threads, job, store, tell)
     elif isinstance(stage, GivenStage):
         _given(job, stage, listener)
     elif isinstance(stage, ExportStage):
@@ -67,37 +71,54 @@ def run_stage(job: Job, task: Task, listener: Listener) -> None:
         _quantize(job, stage, task, listener)
 
 
-def _with_threads(runtime: Runtime, job: Job, listener: Listener) -> None:
-    """Train with as many threads as the recipe asks for, and leave the process with as many as it had."""
+@contextmanager
+def _threads(job: Job) -> Iterator[None]:
+    """Compute with as many threads as the recipe asks for, and leave the process with as many as it had."""
     before = torch.get_num_threads()
     torch.set_num_threads(job.recipe.runtime.threads or before)
     try:
-        _train(runtime, job, listener)
+        yield
     finally:
         torch.set_num_threads(before)
 
 
-def _train(runtime: Runtime, job: Job, listener: Listener) -> None:
+def _store(job: Job, stage: DistillStage, task: Task, device: torch.device, listener: Listener) -> Path:
+    """Make sure that what the stage's teacher says is recorded, before anything is trained and in one process."""
+    source = job.parent(stage.transfer.of) if stage.transfer.of else None
+    teacher, seed = job.parent(stage.teacher.stages[0]), job.recipe.seed + stage.reseed
+    with _threads(job):
+        return stand(
+            job.name, stage, teacher, task, job.out, seed=seed, digests=job.lineage["parents"], source=source, device=device, listener=listener
+        )  # fmt: skip
+
+
+def _with_threads(runtime: Runtime, job: Job, store: Path | None, listener: Listener) -> None:
+    with _threads(job):
+        _train(runtime, job, store, listener)
+
+
+def _train(runtime: Runtime, job: Job, store: Path | None, listener: Listener) -> None:
     """Train on one rank; the first one publishes."""
     stage = job.recipe.stages[job.name]
     assert isinstance(stage, TrainStage)
     task = make_tasks(job.recipe)[job.name]
-    seed = job.recipe.seed
+    seed = job.recipe.seed + stage.reseed
     if runtime.device.type != "cpu" and runtime.is_main:
         listener(Note(f"training on {runtime.device}", job.name))
     seed_everything(seed)
     if stage.init is not None:
         start = job.parent(stage.init)
-        student, how = load_module(start), start.spec
+        student, how = grown(load_module(start), start.spec, task.facts())
     else:
         assert stage.model is not None
         how = model_spec(stage.model, task.facts())
         student = make_model(how)
-    teachers = [load(job.parent(one).path) for one in stage.teacher.stages] if isinstance(stage, DistillStage) else []
+    teachers = [load(job.parent(one).path) for one in stage.teacher.stages] if isinstance(stage, DistillStage) and store is None else []
     if stage.channels_last:
         student, *teachers = (_channels_last(model) for model in (student, *teachers))
     drawn = {one: job.parent(one) for one in (stage.transfer.of, stage.scheme.of) if one}
-    made = assemble(job.name, stage, student, teachers, task, seed=seed, sources=drawn, rank=runtime.rank, world=runtime.world, device=runtime.device)
+    where = {"rank": runtime.rank, "world": runtime.world, "device": runtime.device}
+    made = assemble(job.name, stage, student, teachers, task, seed=seed, sources=drawn, store=store, **where)
     scheme, loader = made.scheme, made.loader
     sources = {one.init: (job.recipe.stages[one.init], job.parent(one.init)) for one in stage.objectives if one.init}
     told = take_over(scheme, stage.objectives, {name: pair for name, pair in sources.items() if isinstance(pair[0], TrainStage)})  # pyright: ignore[reportArgumentType]
@@ -169,7 +190,9 @@ def _export(job: Job, stage: ExportStage, task: Task, listener: Listener) -> Non
         session = onnx_runtime.session(path)
         found = parity(reference, onnx_runtime.run(session, inputs))
         found.check(Tolerance(max_abs=stage.tolerance))
-        metrics = {"file_bytes": file_bytes(path), "parameters": source.metrics["parameters"], "macs": source.metrics["macs"], **found.metrics()}
+        own = "main_" if "main_macs" in source.metrics and part.options.get("outputs") != "all" else ""  # exits are left behind
+        sizes = {figure: source.metrics[f"{own}{figure}"] for figure in ("parameters", "macs")}
+        metrics = {"file_bytes": file_bytes(path), **sizes, **found.metrics()}
         spec = {**source.spec, "format": part.kind}
         seal_with_proof(_publication(job), folder, task, partial(task.forward, Graph(path)), "graph", exporter.file, spec, metrics)
 

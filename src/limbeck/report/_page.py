@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from limbeck.core import VERSION
 
-from . import _plots, _story, _tables
+from . import _exits, _lifelong, _plots, _story, _synthetic, _tables
 from ._chart import key_mark
 from ._format import DASH, duration, times, times_span
 from ._run import MEANING, Run
@@ -48,12 +48,15 @@ def context(run: Run) -> dict[str, Any]:
         "cost_caption": _cost_caption(run),
         "energy": _energy(run),
         "trade_offs": _plots.trade_offs(run),
+        "anytime": _exits.anytime(run),
+        "lifelong": _lifelong.lifelong(run),
         "curves": _plots.curves(run),
         "reliabilities": _plots.reliabilities(run),
         "changes": _tables.class_changes(run),
         "differences": _plots.differences(run),
         "verdicts": [_unbroken(_story.verdict(run, pair)) for pair in fidelity.pairs] if fidelity else [],
         "ratios": _ratios(run),
+        "synthetic": _synthetic.sheets(run),
         "stages": _tables.stages(run),
         "parity": _tables.parity(run),
         "yaml": record.recipe_yaml.strip("\n"),

@@ -1,7 +1,8 @@
 """Read a run's folder: what ran, what it measured, who plays which part."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,13 +12,14 @@ from pydantic import BaseModel, ValidationError
 from limbeck.core.errors import ArtifactError
 from limbeck.core.files import read_json
 
-from ._schema import Epoch, FidelityFile, HistoryFile, MeasurementFile, Metrics, Pair, Ratio, RunFile
+from ._players import of_player, players
+from ._schema import Epoch, ExitsFile, FidelityFile, HistoryFile, MeasurementFile, Metrics, Pair, Ratio, RunFile
 
 ROLES = {"teacher": "Teacher", "alone": "Alone", "student": "Distilled", "shipped": "Exported", "int8": "INT8"}
 MEANING = {
     "teacher": "the model that is taught from",
     "alone": "the student's architecture, trained without a teacher",
-    "student": "the same architecture, taught by the teacher",
+    "student": "the same architecture, taught",
     "shipped": "the distilled student as a file that runs without PyTorch",
     "int8": "that file with 8-bit weights and activations",
 }
@@ -46,18 +48,20 @@ class Run:
     lineages: dict[str, dict[str, Any]]
     fidelity: FidelityFile | None
     measurement: MeasurementFile | None
+    exits: dict[str, ExitsFile] = field(default_factory=dict)
+    players: dict[str, Metrics] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> list[Model]:
-        """Every stage's model: those that play a part first, teacher to INT8, then the others in the recipe's order."""
+        """Every stage's model: those that play a part first, teacher to INT8, then the others in the recipe's order, then the stages' other players."""
         playing: dict[str, list[str]] = {}
         for role in ROLES:
             stage = getattr(self.record.roles, role)
             if stage in self.record.stages:
                 playing.setdefault(stage, []).append(role)
         models = [Model(stage, tuple(roles), ROLES[roles[0]], roles[0], self._metrics(stage)) for stage, roles in playing.items()]
-        others = [stage for stage in self.stages if stage not in playing]
-        return models + [Model(stage, (), stage, f"other{at % 3}", self._metrics(stage)) for at, stage in enumerate(others)]
+        others = {stage: self._metrics(stage) for stage in self.stages if stage not in playing} | self.players
+        return models + [Model(stage, (), stage, f"other{at % 3}", metrics) for at, (stage, metrics) in enumerate(others.items())]
 
     def _metrics(self, stage: str) -> Metrics:
         """A stage's figures; what the measurement of the file says goes before what the stage said."""
@@ -135,9 +139,10 @@ class Run:
         return [str(name) for name in self.fidelity.class_names] if self.fidelity else []
 
 
-def _parse(path: Path, schema: type[_R]) -> _R:
+def _parse(path: Path, schema: type[_R], turn: Callable[[Any], Any] | None = None) -> _R:
+    told = read_json(path)
     try:
-        return schema.model_validate(read_json(path))
+        return schema.model_validate(told if turn is None else turn(told))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "the whole file"
@@ -151,6 +156,15 @@ def _lineage(path: Path) -> dict[str, Any]:
     return lineage
 
 
+def _histories(stage: str, folder: Path) -> dict[str, list[Epoch]]:
+    """The log of a stage's student under the stage's name, and that of each other player under `stage.player`."""
+    file, others = folder / "history.json", players(folder)
+    if not file.exists():
+        return {}
+    whose = {stage: "student"} | {f"{stage}.{player}": player for player in others}
+    return {name: _parse(file, HistoryFile, partial(of_player, player=player) if others else None).epochs for name, player in whose.items()}
+
+
 def read(out: Path) -> Run:
     """Read the files of a run; only `run.json` must be there.
 
@@ -162,8 +176,10 @@ def read(out: Path) -> Run:
     return Run(
         folder=out,
         record=record,
-        histories={stage: _parse(file, HistoryFile).epochs for stage, folder in folders.items() if (file := folder / "history.json").exists()},
+        histories={name: epochs for stage, folder in folders.items() for name, epochs in _histories(stage, folder).items()},
         lineages={stage: _lineage(file) for stage, folder in folders.items() if (file := folder / "lineage.json").exists()},
         fidelity=_parse(file, FidelityFile) if (file := out / "fidelity.json").exists() else None,
         measurement=_parse(file, MeasurementFile) if (file := out / "measurement.json").exists() else None,
+        exits={stage: _parse(file, ExitsFile) for stage, folder in folders.items() if (file := folder / "exits.json").exists()},
+        players={f"{stage}.{player}": _parse(file, Metrics) for stage, folder in folders.items() for player, file in players(folder).items()},
     )

@@ -187,3 +187,29 @@ class MeasurementFile(_Record):
     energy: Energy | None = None
     notes: list[str] = []
     busy: bool = False
+
+
+class Exit(_Record):
+    """What one answer of a network with exits is worth."""
+
+    name: str
+    accuracy: Fraction
+    accuracy_low: Fraction
+    accuracy_high: Fraction
+    macs: Count
+
+
+class Stop(_Record):
+    """What comes of leaving at a confidence: accuracy and mean cost."""
+
+    threshold: Amount
+    accuracy: Fraction
+    macs: Amount
+
+
+class ExitsFile(_Record):
+    """`stages/NAME/exits.json`."""
+
+    examples: Count
+    exits: list[Exit]
+    policy: Annotated[list[Stop], Field(min_length=1)]

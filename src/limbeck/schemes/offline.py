@@ -153,9 +153,13 @@ class Offline(Scheme):
             self._last.keep(batch, self.student, said)
         return said
 
-    def forward(self, batch: object, phase: str = "student") -> Losses:
-        if phase not in self.phases:
-            raise RecipeError(f"the scheme has no phase {phase!r}{did_you_mean(phase, self.phases)}")
+    @property
+    def reads(self) -> Reads:
+        """What the objectives read of the student."""
+        return self._reads
+
+    def ready(self, batch: object) -> Batch:
+        """Return a batch as the task reads it; the first one binds what is not bound yet."""
         read = self.task.batch(batch)
         if not self._bound:
             before = sum(1 for _ in self.parameters())
@@ -163,6 +167,12 @@ class Offline(Scheme):
             self._late = sum(1 for _ in self.parameters()) != before
         if self._late:
             raise MismatchError("an objective builds a projector, which the optimizer must hold from the start: give the scheme `example=` a batch")
+        return read
+
+    def forward(self, batch: object, phase: str = "student") -> Losses:
+        if phase not in self.phases:
+            raise RecipeError(f"the scheme has no phase {phase!r}{did_you_mean(phase, self.phases)}")
+        read = self.ready(batch)
         if phase != "student":
             return self._opponents_loss(read, phase)
         with still(self._opponents()):
@@ -173,22 +183,30 @@ class Offline(Scheme):
         student, teacher = self._overheard(batch)
         count = _count(student)
         summed = _summed(term, term(student, teacher, batch, opposing=True), student.mask, student, count)
-        return Losses({name: summed}, count, {f"{name}_opponent": summed.detach()})
+        with torch.no_grad():
+            right = _summed(term, self._contests[name].told_apart(student, teacher), student.mask, student, count)
+        return Losses({name: summed}, count, {f"{name}_opponent": summed.detach(), f"{name}_accuracy": right})
 
     def _students_loss(self, batch: Batch) -> Losses:
         student, teacher = self._ask(batch)
         self._last.drop()
+        return self.cost(batch, student, teacher)
+
+    def cost(self, batch: Batch, student: Knowledge, teacher: Knowledge | None) -> Losses:
+        """What was said of a batch costs the student; without a teacher's word, what the objectives that ask no teacher make of it, one at the least."""
+        terms = {name: term for name, term in self._terms.items() if teacher is not None or term.objective.needs.teacher is None}
         count = _count(student)
         labelled = _labelled(student, batch)
         sums: dict[str, Tensor] = {}
-        for name, term in self._terms.items():
+        for name, term in terms.items():
             said = labelled if name in self._labels else student
             summed = _summed(term, term(said, teacher, batch), said.mask, student, count)
             fewer = said is not student and not term.objective.batchwise
             sums[name] = summed * (count / _count(said).clamp(min=1)) if fewer else summed
         parts = {name: summed.detach() for name, summed in sums.items()}
-        factors = [at(term.weight, term.objective.clock) for term in self._terms.values()]
+        factors = [at(term.weight, term.objective.clock) for term in terms.values()]
         if self.balance is not None:
+            assert len(terms) == len(self._terms), "shares are of all objectives"
             learning = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
             factors = self.balance(list(sums.values()), factors, count, learning)
             parts |= {f"{name}_gradient_norm": norm * count for name, norm in zip(self._terms, self.balance.norms, strict=True)}

@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.core.draw import below, bits, key
 from limbeck.core.errors import RecipeError
 
-__all__ = ["Augmentation", "Crop", "Flip", "Shift", "augmented", "check_reach", "shifted"]
+__all__ = ["Augmentation", "Crop", "Flip", "Shift", "Slide", "augmented", "check_reach", "shifted"]
 
 
 class _Kind(BaseModel):
@@ -38,6 +38,13 @@ class Flip(_Kind):
     """Mirror left and right, for half of the examples."""
 
     kind: Literal["flip"] = "flip"
+
+
+class Slide(_Kind):
+    """Move along the last axis, a spectrogram's time, by up to `frames` whole steps; what comes in is the quietest value of the data."""
+
+    kind: Literal["slide"] = "slide"
+    frames: int = Field(default=4, ge=1)
 
 
 Augmentation = Annotated[Shift | Crop | Flip, Field(discriminator="kind")]
@@ -70,7 +77,7 @@ def shifted(images: Tensor, rows: Tensor, columns: Tensor, reach: int, fill: Ten
     return windows.index_select(0, starts + (reach - rows) * wide + (reach - columns))
 
 
-def augmented(images: Tensor, ids: Tensor, steps: Sequence[Shift | Crop | Flip], *, seed: int, view: int, fill: Tensor) -> Tensor:
+def augmented(images: Tensor, ids: Tensor, steps: Sequence[Shift | Crop | Flip | Slide], *, seed: int, view: int, fill: Tensor) -> Tensor:
     """Return view number `view` of `images [N, C, H, W]`, whose examples are `ids [N]`; `fill [C]` is what the raw value zero became.
 
     Step `s` of an example draws from the hash of (seed, view, s, id): it depends neither on order nor on rank nor on who else is in the batch.
@@ -79,6 +86,9 @@ def augmented(images: Tensor, ids: Tensor, steps: Sequence[Shift | Crop | Flip],
         hashed = bits(ids, key(seed, view, place))
         if isinstance(step, Flip):
             images = torch.where((hashed < 0).view(-1, 1, 1, 1), images.flip(3), images)
+        elif isinstance(step, Slide):
+            columns = below(hashed, 2 * step.frames + 1, 0) - step.frames
+            images = shifted(images, torch.zeros_like(columns), columns, step.frames, fill)
         else:
             reach = _reach(step)
             images = shifted(images, below(hashed, 2 * reach + 1, 1) - reach, below(hashed, 2 * reach + 1, 0) - reach, reach, fill)

@@ -56,10 +56,10 @@ def read_idx(path: Path, axes: int) -> npt.NDArray[Any]:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(sizes)
 
 
-def idx_files(folder: Path) -> list[Path]:
-    """Return the four files of a folder, gzipped or plain."""
+def idx_files(folder: Path, *, test_only: bool = False) -> list[Path]:
+    """Return the four files of a folder, gzipped or plain; with `test_only` the two of the test split, whether the others are there or not."""
     found = []
-    for stem in _STEMS:
+    for stem in _STEMS[2:] if test_only else _STEMS:
         choices = [path for path in (folder / f"{stem}.gz", folder / stem) if path.is_file()]
         if not choices:
             raise DataError(f"{folder / stem}.gz is missing: the idx family is four files, {', '.join(f'{name}.gz' for name in _STEMS)}")

@@ -13,10 +13,10 @@ from limbeck.core.draw import key, permutation
 from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.task import Batch, Loader, Split
 
-from ._augment import Crop, Flip, Shift, augmented
+from ._augment import Crop, Flip, Shift, Slide, augmented
 from ._preprocess import normalised
 
-__all__ = ["Held", "MemoryLoader", "Norm"]
+__all__ = ["Held", "Later", "MemoryLoader", "Norm"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class MemoryLoader(Loader):
         seed: int,
         rank: int,
         world: int,
-        augment: Sequence[Shift | Crop | Flip],
+        augment: Sequence[Shift | Crop | Flip | Slide],
         views: int | None = None,
         whole: bool = False,
     ) -> None:
@@ -103,3 +103,17 @@ class MemoryLoader(Loader):
                 images = norm(images)
             batch = {"input": images, "label": held.labels.index_select(0, ids), "id": ids}
             yield batch if self._views is None else {**batch, "view": torch.full_like(ids, view)}
+
+
+class Later(Loader):
+    """The batches of another loader, ids counted from `first`."""
+
+    def __init__(self, loader: Loader, first: int) -> None:
+        self._loader, self._first = loader, first
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
+        for batch in self._loader.batches(epoch, skip=skip):
+            yield {**batch, "id": batch["id"] + self._first}

@@ -19,6 +19,7 @@ from ._arrays import Arrays
 from ._augment import Augmentation, Crop, Flip, Shift, check_reach
 from ._cifar import CIFAR10, CIFAR100, read_cifar10, read_cifar100
 from ._digits import digits_file, read_digits
+from ._edges import edges
 from ._folder import find_images, read_folder
 from ._idx import idx_files, read_mnist
 from ._memory import Held, MemoryLoader, Norm
@@ -76,6 +77,7 @@ class Image(Task):
         class_weight: balanced (n / (classes * n_c), whose mean over the training split is 1), or one weight for each class, for the loss.
         size: height and width to which image files are brought, for a folder of images of several sizes.
         labels: fine or coarse labels of cifar100.
+        render: edges, in the place of each image the size of its gradient (Sobel), as a second modality of the same examples.
 
     Raises:
         RecipeError: options that cannot be meant.
@@ -97,6 +99,7 @@ class Image(Task):
         class_weight: Literal["balanced"] | list[float] | None = None,
         size: int | None = None,
         labels: Literal["fine", "coarse"] = "fine",
+        render: Literal["edges"] | None = None,
     ) -> None:
         if data not in get_args(Data):
             raise RecipeError(f"no data {data!r} for tasks.image{did_you_mean(data, get_args(Data))}")
@@ -114,6 +117,8 @@ class Image(Task):
             raise RecipeError(f"size is {size} for data {data!r}; it is a number of pixels, 1 or more, and only for data 'folder'")
         if labels not in ("fine", "coarse") or (labels == "coarse" and data != "cifar100"):
             raise RecipeError(f"labels is {labels!r} for data {data!r}; cifar100 has fine and coarse labels, other data have one kind")
+        if render not in (None, "edges"):
+            raise RecipeError(f"render is {render!r} for tasks.image; it is 'edges', or left out")
         if isinstance(class_weight, str) and class_weight != "balanced":
             raise RecipeError(f"class_weight is {class_weight!r}; it is 'balanced', one weight for each class, or nothing")
         try:
@@ -124,7 +129,7 @@ class Image(Task):
         self._data: Data = data
         self._root = Path(root or ".")
         self._validation, self._folds, self._fold, self._seed, self._subset = validation, folds, fold, split_seed, subset
-        self._normalize, self._size, self._fine = normalize, size, labels
+        self._normalize, self._size, self._fine, self._render = normalize, size, labels, render
         self._balanced = isinstance(class_weight, str)
         self._weights = None if isinstance(class_weight, str) else class_weight
         Classify(class_weight=self._weights)  # says what is wrong with them
@@ -167,10 +172,10 @@ class Image(Task):
         rows = self._split(labels, arrays.tests)
         _, channels, height, width = arrays.images.shape
         check_reach(self._augment, height, width)
-        raw = torch.from_numpy(arrays.images)
+        raw = torch.from_numpy(arrays.images if self._render is None else edges(arrays.images, arrays.scale))
         mean, std = statistics(raw, rows.train, arrays.scale) if self._normalize else ([0.0] * channels, [1.0] * channels)
         preprocess = {
-            "kind": "image", "mode": "L" if channels == 1 else "RGB", "size": [height, width], "scale": arrays.scale, "mean": mean, "std": std,
+            "kind": self._render or "image", "mode": "L" if channels == 1 else "RGB", "size": [height, width], "scale": arrays.scale, "mean": mean, "std": std,
         }  # fmt: skip
         norm = Norm(arrays.scale, torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1))
         if raw.numel() * 4 <= _FLOAT_BYTES:
@@ -215,6 +220,7 @@ class Image(Task):
     @cached_property
     def _fingerprint(self) -> str:
         options = [self._data, self._validation, self._folds, self._fold, self._seed, self._subset, self._normalize, self._size, self._fine]
+        options += [] if self._render is None else [self._render]
         steps = [step.model_dump() for step in self._augment]
         files = hashlib.sha256()
         for name, path in sorted(self._source.files.items()):

@@ -79,6 +79,14 @@ def test_the_scores_are_computed_in_float32_whatever_the_forward_pass_is_in() ->
         assert torch.equal(contest.oppose(says(f), says(g), {}), opposed)
 
 
+def test_how_often_they_are_right_is_the_mean_over_layers() -> None:
+    student, teacher = says(torch.randn(5, 6), torch.randn(5, 3)), says(torch.randn(5, 6), torch.randn(5, 3))
+    contest = bound(student, teacher)
+    sides = zip(contest.discriminators, contest.projectors, student.features.values(), teacher.features.values(), strict=True)
+    each = [((score(project(ours)) < 0).float() + (score(theirs) > 0).float()) / 2 for score, project, ours, theirs in sides]
+    torch.testing.assert_close(contest.told_apart(student, teacher), (each[0] + each[1]) / 2)
+
+
 def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(MismatchError, match=r"\[2, 4\].*\[2, 5, 3, 3\]"):
         bound(says(torch.zeros(2, 4)), says(torch.zeros(2, 5, 3, 3)))

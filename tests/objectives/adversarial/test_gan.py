@@ -1,10 +1,12 @@
 """The two games against loops in float64: the losses, and the penalty with its gradient to a critic's weights."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.objectives.adversarial._gan import gradient_penalty, opponent_loss, student_loss
+from limbeck.objectives.adversarial._gan import gradient_penalty, opponent_loss, student_loss, told_apart
 
 
 def test_losses_equal_a_loop() -> None:
@@ -67,3 +69,21 @@ def test_the_penalty_of_a_linear_critic_is_known_and_that_of_a_flat_one_has_a_gr
     assert tokens.shape == (4, 3)
     with torch.no_grad():
         assert gradient_penalty(lambda x: (x * weight).sum((1, 2, 3)), x, x, torch.rand(5, 1, 1, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize("loss", ["plain", "wgan_gp"])
+def test_the_share_told_apart_equals_a_loop(loss: Any) -> None:
+    s, t = torch.randn(2, 9, dtype=torch.float64).unbind()
+    s[0] = 0.0
+    threshold = 0.0 if loss == "plain" else float(s.mean() + t.mean()) / 2
+
+    def right(score: float, teacher: bool) -> float:
+        return 0.5 if score == threshold else float((score > threshold) == teacher)
+
+    expected = [(right(float(one), teacher=False) + right(float(other), teacher=True)) / 2 for one, other in zip(s, t, strict=True)]
+    assert told_apart(s, t, loss=loss).tolist() == expected
+    assert told_apart(s, t + 100, loss="wgan_gp").tolist() == [1.0] * 9  # a critic's scores have no zero of their own
+    assert told_apart(s + 500, t + 600, loss="wgan_gp").tolist() == [1.0] * 9
+    same = torch.full((4,), 3.0)
+    assert told_apart(same, same, loss=loss).tolist() == [0.5] * 4
+    assert told_apart(-same, same, loss="plain").tolist() == [1.0] * 4 and told_apart(same, -same, loss="plain").tolist() == [0.0] * 4

@@ -88,6 +88,14 @@ def test_the_discriminator_learns_to_tell_them_apart_and_the_student_to_be_like_
     assert (student(x) - v).mean(0).norm().item() < 0.2 * before
 
 
+def test_it_says_how_often_it_is_right() -> None:
+    z, v = torch.randn(6, 3), torch.randn(6, 3)
+    contest = bound(z, v)
+    score = contest.discriminators[0]
+    expected = ((score(z) < 0).float() + (score(v) > 0).float()) / 2
+    assert torch.equal(contest.told_apart(says(z), says(v)), expected) and contest.told_apart(says(z), says(v)).shape == (6,)
+
+
 def test_what_cannot_be_meant_is_refused() -> None:
     with pytest.raises(RecipeError, match="no loss 'wgan' for LogitDiscriminator; did you mean 'wgan_gp'"):
         LogitDiscriminator(loss=cast(Any, "wgan"))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from limbeck.core.errors import RecipeError
 from limbeck.objectives._options import check_choice
 
-__all__ = ["PENALTY", "ROUNDS", "Game", "check_game", "gradient_penalty", "opponent_loss", "student_loss"]
+__all__ = ["PENALTY", "ROUNDS", "Game", "check_game", "gradient_penalty", "opponent_loss", "student_loss", "told_apart"]
 
 Game = Literal["plain", "wgan_gp"]
 
@@ -49,6 +49,18 @@ def opponent_loss(student: Tensor, teacher: Tensor, *, loss: Game) -> Tensor:
     (tensor([1.3863]), tensor([-3.]))
     """
     return F.softplus(-teacher) + F.softplus(student) if loss == "plain" else student - teacher
+
+
+def told_apart(student: Tensor, teacher: Tensor, *, loss: Game) -> Tensor:
+    """Return the share of each pair of scores on its own side of the threshold, ties half: 0 in the plain game, for a critic midway between the two means.
+
+    1 where both sides are always told apart, 1/2 for a discriminator that says the same of everything.
+
+    >>> told_apart(torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 0.0]), loss="plain")
+    tensor([1.0000, 0.2500])
+    """
+    threshold = teacher.new_zeros(()) if loss == "plain" else (student.mean() + teacher.mean()) / 2
+    return (2 + (teacher - threshold).sign() - (student - threshold).sign()) / 4
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], student: Tensor, teacher: Tensor, mix: Tensor) -> Tensor:

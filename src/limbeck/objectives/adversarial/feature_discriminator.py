@@ -17,7 +17,7 @@ from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._projectors import projectors
 
 from ._discriminator import discriminator
-from ._gan import PENALTY, ROUNDS, Game, check_game, gradient_penalty, opponent_loss, student_loss
+from ._gan import PENALTY, ROUNDS, Game, check_game, gradient_penalty, opponent_loss, student_loss, told_apart
 
 __all__ = ["FeatureDiscriminator"]
 
@@ -80,6 +80,9 @@ class FeatureDiscriminator(Layered, Contest):
                 loss = loss + PENALTY * gradient_penalty(score, ours, theirs, mix)
             losses.append(loss)
         return torch.stack(losses).sum(0)
+
+    def told_apart(self, student: Knowledge, teacher: Knowledge | None) -> Tensor:
+        return torch.stack([told_apart(score(ours), score(theirs), loss=self.loss) for score, ours, theirs in self._sides(student, teacher)]).mean(0)
 
     def _sides(self, student: Knowledge, teacher: Knowledge | None) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
         """Each pair's discriminator, and what it is shown of either side, in one shape."""

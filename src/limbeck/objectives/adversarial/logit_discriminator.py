@@ -14,7 +14,7 @@ from limbeck.objectives._teacher import given
 from limbeck.objectives.response._logits import check_fit, prepared
 
 from ._discriminator import discriminator
-from ._gan import PENALTY, ROUNDS, Game, check_game, gradient_penalty, opponent_loss, student_loss
+from ._gan import PENALTY, ROUNDS, Game, check_game, gradient_penalty, opponent_loss, student_loss, told_apart
 
 __all__ = ["LogitDiscriminator"]
 
@@ -79,3 +79,7 @@ class LogitDiscriminator(Contest):
         if self.loss == "wgan_gp":
             loss = loss + PENALTY * gradient_penalty(score, z, v, torch.rand_like(z[..., :1]))
         return loss
+
+    def told_apart(self, student: Knowledge, teacher: Knowledge | None) -> Tensor:
+        z, v = prepared(student.main.logits, given(self, teacher).main.logits)
+        return told_apart(self.discriminators[0](z), self.discriminators[0](v), loss=self.loss)

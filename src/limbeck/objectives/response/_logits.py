@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError
-from limbeck.core.knowledge import Knowledge, Link
+from limbeck.core.knowledge import Knowledge, Link, TopK
 from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._teacher import given
 
@@ -17,9 +17,17 @@ _COMPARES: dict[Link, str] = {
 _FITS: dict[Link, str] = {"softmax": "response.kd", "bernoulli": "response.bernoulli_kd", "identity": "response.regression_kd"}
 
 
-def check_fit(objective: nn.Module, student: Knowledge, teacher: Knowledge | None, *, link: Link | None) -> None:
-    """Refuse two models whose answers cannot be compared class by class, or are not of the kind that is compared; None stands for any."""
-    name, ours, theirs = type(objective).__name__, student.main, given(objective, teacher).main
+def check_fit(objective: nn.Module, student: Knowledge, teacher: Knowledge | None, *, link: Link | None, topk: bool = False) -> None:
+    """Refuse two models whose answers cannot be compared class by class, or are not of the kind that is compared; None stands for any.
+
+    `topk`: whether the teacher's likeliest classes are enough.
+    """
+    name, ours, theirs = type(objective).__name__, student.main, given(objective, teacher).answer
+    if isinstance(theirs, TopK) and not topk:
+        raise MismatchError(
+            f"{name} reads whole logits, and the teacher's answer is {theirs}: use response.kd or response.soft_cross_entropy, or record whole logits "
+            "(keep: {kind: dense})"
+        )
     if ours.classes != theirs.classes:
         raise MismatchError(
             f"{name} compares answers class by class: the student has {ours.classes} classes, the teacher {theirs.classes}; "

@@ -6,13 +6,14 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.knowledge import Knowledge
+from limbeck.core.knowledge import Knowledge, TopK
 from limbeck.core.schedule import Number, check_number
 from limbeck.core.task import Batch
 from limbeck.objectives._teacher import given
 
 from ._logits import divergence, prepared
 from ._response import Responding
+from ._topk import check_temperature, coarse
 
 __all__ = ["KD", "kd_loss"]
 
@@ -41,7 +42,8 @@ class KD(Responding):
     """Match the teacher's softened probabilities: T^2 KL(p || q), p and q the softmax of teacher's and student's logits / T, one number per prediction.
 
     Hinton et al. 2015, arXiv:1503.02531, sec. 2. Their cross-entropy with soft targets (`response.soft_cross_entropy`) differs from it by the entropy of p,
-    which no student changes: the gradients are equal. The paper's total is a weighted mean of this and `supervised`.
+    which no student changes: the gradients are equal. The paper's total is a weighted mean of this and `supervised`. Of a teacher whose k likeliest classes
+    alone are known, at this temperature, all others are one class.
 
     Args:
         temperature: T, above zero; higher shows more of how the teacher ranks the classes it does not choose. May follow a schedule.
@@ -54,10 +56,16 @@ class KD(Responding):
         {kind: response.kd, temperature: 4.0, weight: 0.9}
     """
 
+    topk = True
+
     def __init__(self, *, temperature: Number = 4.0) -> None:
         super().__init__()
         check_number("temperature", temperature, positive=True)
         self.temperature = temperature
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
-        return kd_loss(student.main.logits, given(self, teacher).main.logits, temperature=self.now(self.temperature))
+        theirs, temperature = given(self, teacher).answer, self.now(self.temperature)
+        if isinstance(theirs, TopK):
+            check_temperature(self, temperature, theirs)
+            return divergence(*coarse(student.main.logits, theirs), factor=temperature**2)
+        return kd_loss(student.main.logits, theirs.logits, temperature=temperature)

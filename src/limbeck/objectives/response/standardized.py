@@ -101,7 +101,8 @@ class Standardized(Objective):
             )
 
     def _seen(self, said: Knowledge) -> Knowledge:
-        outputs = {name: Dense(standardized_logits(one.logits, deviation=self.deviation), one.link) for name, one in said.outputs.items()}
+        answers = {name: said.whole(name) for name in said.outputs}
+        outputs = {name: Dense(standardized_logits(one.logits, deviation=self.deviation), one.link) for name, one in answers.items()}
         return Knowledge(outputs, said.features, said.mask, said.modules, said.input_gradient, said.shapes)
 
 

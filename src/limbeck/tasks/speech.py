@@ -1,0 +1,191 @@
+"""Classification of short recordings: spoken digits, or folders of WAV files, as log-mel spectrograms."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from limbeck.core.errors import DataError, RecipeError, did_you_mean
+from limbeck.core.files import digest, sha256
+from limbeck.core.knowledge import Knowledge
+from limbeck.core.task import Batch, Facts, Loader, Split, Task
+
+from ._augment import Slide
+from ._mel import log_mel
+from ._memory import Held, MemoryLoader
+from ._preprocess import normalised, statistics
+from ._split import carve, fold_rows, subset_rows
+from ._wav import find_speech, fitted, read_speech
+from .classify import Classify
+
+__all__ = ["Speech"]
+
+Data = Literal["fsdd", "folder"]
+Steps = list[Annotated[Slide, Field()]]
+_CHUNK = 256
+
+
+class Speech(Task):
+    """Classification of short recordings that fit in memory.
+
+    Each is brought to `seconds`, the middle of a longer one, silence around a shorter one; its log-mel spectrogram, log(power in each band + 1e-8), is computed
+    once by torch.stft under a Hann window and brought to mean 0 and deviation 1 over the training split. A batch is `input [N, 1, mels, frames]` float32,
+    `label [N]` and `id [N]` int64, `frames = 1 + samples // hop`.
+
+    Splits: `test` is the data's own (of fsdd, the recordings 0 to 4 of each digit and speaker), or fold number `fold` where there is none; `validation` is
+    carved from the rest.
+
+    Args:
+        data: fsdd (the Free Spoken Digit Dataset: 3,000 recordings of six speakers at 8 kHz, in fsdd.tar.xz or recordings/) or folder (CLASS/*.wav).
+        root: the folder that holds speech-fsdd/, or its files; the folder with CLASS/*.wav.
+        validation: the fraction of the training data held back for validation, the same mix of classes; 0 for none.
+        folds: in how many folds data without a test split are cut.
+        fold: which of the folds, from 0, is the test split.
+        split_seed: the seed of folds, validation and subset.
+        subset: how many training examples to use, the first of a seeded order; all where it is not given.
+        seconds: to which every recording is brought.
+        mels: bands of the spectrogram.
+        window_ms: of the Fourier transform, in milliseconds.
+        hop_ms: between two frames, in milliseconds.
+        augment: what is done to training spectrograms: {kind: slide, frames}.
+
+    Raises:
+        RecipeError: options that cannot be meant.
+        DataError: files that are missing or damaged, recordings of several rates, a single class.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: Data = "fsdd",
+        root: str | None = None,
+        validation: float = 0.1,
+        folds: int = 5,
+        fold: int = 0,
+        split_seed: int = 0,
+        subset: int | None = None,
+        seconds: float = 0.64,
+        mels: int = 32,
+        window_ms: float = 32.0,
+        hop_ms: float = 16.0,
+        augment: Sequence[Slide] = (),
+    ) -> None:
+        if data not in get_args(Data):
+            raise RecipeError(f"no data {data!r} for tasks.speech{did_you_mean(data, get_args(Data))}")
+        if not root:
+            raise RecipeError(f"data {data!r} needs `root`: the folder that holds the data")
+        if not 0 <= validation < 1:
+            raise RecipeError(f"validation is {validation:g}; it is a fraction of the training data, 0 or more and less than 1")
+        if folds < 2 or not 0 <= fold < folds:
+            raise RecipeError(f"fold is {fold} of {folds} folds; folds is 2 or more, and fold counts from 0 to folds - 1")
+        if subset is not None and subset < 1:
+            raise RecipeError(f"subset is {subset}; it is a number of training examples, 1 or more")
+        if min(seconds, window_ms, hop_ms) <= 0 or mels < 1:
+            raise RecipeError(f"seconds {seconds:g}, window_ms {window_ms:g}, hop_ms {hop_ms:g} and mels {mels} must all be above zero")
+        try:
+            self._augment: list[Slide] = TypeAdapter(Steps).validate_python(list(augment))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RecipeError(f"augment.{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}") from None
+        self._data: Data = data
+        self._root = Path(root)
+        self._validation, self._folds, self._fold, self._seed, self._subset = validation, folds, fold, split_seed, subset
+        self._seconds, self._mels, self._window, self._hop = seconds, mels, window_ms, hop_ms
+        self._plain = Classify()
+        self._on: dict[torch.device, Held] = {}
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        return find_speech(self._root, self._data)
+
+    @cached_property
+    def _loaded(self) -> tuple[Facts, Held, dict[Split, Tensor]]:
+        found = read_speech(self._files, self._data)
+        length, window, hop = (max(1, round(found.rate * seconds)) for seconds in (self._seconds, self._window / 1000, self._hop / 1000))
+        if length < window:
+            raise RecipeError(f"seconds is {self._seconds:g} and window_ms {self._window:g}: a recording must be longer than the window")
+        labels = torch.from_numpy(found.labels)
+        rows = self._split(labels, found.tests)
+        waves = torch.from_numpy(np.stack([fitted(one, length) for one in found.waves]))
+        raw = torch.cat([log_mel(part, rate=found.rate, bands=self._mels, window=window, hop=hop) for part in waves.split(_CHUNK)])
+        mean, std = statistics(raw, rows["train"], 1.0)
+        columns = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
+        held = Held(normalised(raw, 1.0, *columns), labels, (raw.amin() - mean[0]).view(1) / std[0], None)
+        for step in self._augment:
+            if step.frames >= raw.shape[3]:
+                raise RecipeError(f"augment: slide by {step.frames} frames moves recordings of {raw.shape[3]} out of hearing; stay below {raw.shape[3]}")
+        told = {"kind": "speech", "rate": found.rate, "samples": length, "mels": self._mels, "window": window, "hop": hop, "mean": mean, "std": std}
+        return Facts(tuple(raw.shape[1:]), len(found.names), found.names, len(rows["train"]), preprocess=told), held, rows
+
+    def _split(self, labels: Tensor, tests: int) -> dict[Split, Tensor]:
+        everything = torch.arange(len(labels))
+        if tests:
+            train, test = everything[:-tests], everything[-tests:]
+        else:
+            train, test = fold_rows(labels, everything, self._folds, self._fold, self._seed)
+        rows: dict[Split, Tensor] = {"train": train, "test": test}
+        if self._validation:
+            rows["train"], rows["validation"] = carve(labels, train, self._validation, self._seed)
+        if self._subset is not None:
+            rows["train"] = subset_rows(rows["train"], self._subset, self._seed)
+        return rows
+
+    def facts(self) -> Facts:
+        return self._loaded[0]
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the files' own and of every option that says what is made of them; where they lie does not matter."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        files = hashlib.sha256()
+        for name, path in sorted(self._files.items()):
+            try:
+                files.update(f"{name}\0{sha256(path)}\0".encode())
+            except OSError as error:
+                raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        options = [self._data, self._validation, self._folds, self._fold, self._seed, self._subset, self._seconds, self._mels, self._window, self._hop]
+        return digest({"task": "speech", "options": options, "augment": [step.model_dump() for step in self._augment], "files": files.hexdigest()})
+
+    def loader(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
+        views: int | None = None,
+        whole: bool = False,
+    ) -> Loader:
+        _, held, rows = self._loaded
+        if split not in rows:
+            raise DataError("there is no validation split: set `validation` above 0")
+        if device is not None:
+            if device not in self._on:
+                self._on[device] = held.to(device)
+            held = self._on[device]
+        return MemoryLoader(held, rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=self._augment, views=views, whole=whole)
+
+    def splits(self) -> tuple[Split, ...]:
+        return ("train", "validation", "test") if self._validation else ("train", "test")
+
+    def batch(self, raw: object) -> Batch:
+        return self._plain.batch(raw)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
+        return self._plain.forward(model, batch)
+
+    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
+        return self._plain.loss(knowledge, batch)
+
+    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
+        return self._plain.scores(knowledge, batch)

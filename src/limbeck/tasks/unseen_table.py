@@ -1,0 +1,140 @@
+"""A table without its training rows: an artifact tells its columns, their statistics and the classes; a labelled test file may be there, to measure with."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from limbeck.core.artifact import Artifact
+from limbeck.core.errors import DataError, MismatchError, RecipeError
+from limbeck.core.files import digest, sha256
+from limbeck.core.knowledge import Knowledge
+from limbeck.core.lookup import build
+from limbeck.core.task import Batch, Facts, Loader, Split, Task
+
+from ._adult import read_adult
+from ._memory import Held, Later, MemoryLoader
+from ._table_columns import encoded
+from ._table_csv import read_cells
+from .classify import Classify
+
+__all__ = ["TestedRows", "UnseenTable"]
+
+
+class TestedRows(BaseModel):
+    """Labelled rows to measure with: a csv with a line of names, or adult.test."""
+
+    __test__ = False  # no test of pytest's
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    data: Literal["csv", "adult"] = "csv"
+    root: str
+
+
+class UnseenTable(Task):
+    """A table without its training rows: what an artifact that was trained on them keeps of them is all that is known, and no training file is opened.
+
+    The training split is drawn anew in each epoch from the statistics of the artifact's columns, each by itself, as `transfer.marginals` does, without labels.
+    There is no validation split, so that the last epoch is what is kept. The test split, where one is named, is opened only to measure.
+
+    Args:
+        root: the artifact's folder, such as runs/adult/stages/teacher.
+        examples: how many rows an epoch has.
+        test: labelled rows to measure with: {data: csv, root: file} or {data: adult, root: file}.
+
+    Raises:
+        RecipeError: options that cannot be meant.
+        ArtifactError: no artifact.
+        MismatchError: an artifact of something else than classes of a table.
+        DataError: a test file that is missing or damaged, or of other classes.
+    """
+
+    def __init__(self, *, root: str, examples: int = 10_000, test: TestedRows | None = None) -> None:
+        if examples < 1:
+            raise RecipeError(f"examples is {examples}; it is how many rows an epoch has, 1 or more")
+        self._root, self._examples, self._test = Path(root), examples, test
+        self._plain = Classify()
+
+    @cached_property
+    def _spec(self) -> Mapping[str, Any]:
+        spec = Artifact.open(self._root, verify=False).spec
+        told = spec.get("preprocess", {})
+        if not told.get("columns") or "link" in spec:
+            what = f"answers are {spec['link']}" if "link" in spec else f"preprocessing is {told.get('kind') or 'not known'}"
+            raise MismatchError(f"{self._root} was not trained on classes of a table with columns: its {what}; name an artifact that tasks.table made")
+        return spec
+
+    def facts(self) -> Facts:
+        spec = self._spec
+        return Facts(tuple(spec["in_shape"]), spec["classes"], tuple(spec["class_names"]), self._examples, labelled=False, preprocess=spec["preprocess"])
+
+    @cached_property
+    def _held(self) -> Held:
+        assert self._test is not None
+        path, told, names = Path(self._test.root), self._spec["preprocess"], self._spec["class_names"]
+        cells = (read_adult if self._test.data == "adult" else read_cells)(path)
+        if told["target"] not in cells:
+            raise DataError(f"{path} has no column {told['target']!r}, which is what is asked for; it has {', '.join(cells)}")
+        answers = cells[told["target"]]
+        if strange := sorted(set(answers.tolist()) - set(names)):
+            raise DataError(f"{path} has the class {strange[0]!r}, and the artifact knows {', '.join(names)}")
+        place = {name: number for number, name in enumerate(names)}
+        labels = torch.from_numpy(np.array([place[one] for one in answers.tolist()], dtype=np.int64))
+        return Held(encoded(cells, told, str(path)), labels, torch.zeros(1), None)
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the test file, and of all that the artifact tells; where they lie does not matter."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        spec = {name: self._spec[name] for name in ("in_shape", "classes", "class_names", "preprocess")}
+        test = [] if self._test is None else [self._test.data, _hash(Path(self._test.root))]
+        return digest({"task": "unseen_table", "spec": spec, "examples": self._examples, "test": test})
+
+    def loader(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
+        views: int | None = None,
+        whole: bool = False,
+    ) -> Loader:
+        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world, "device": device, "views": views, "whole": whole}
+        if split == "train":
+            return build("transfer", "marginals", {}, None).loader(self, **how)
+        if split not in self.splits():
+            raise DataError(f"a table without training rows has no {split} split: it has {', '.join(self.splits())}")
+        held = self._held if device is None else self._held.to(device)
+        loader = MemoryLoader(held, torch.arange(len(held.labels)), split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=())
+        return Later(loader, self._spec["preprocess"]["tests_from"])
+
+    def splits(self) -> tuple[Split, ...]:
+        return ("train",) if self._test is None else ("train", "test")
+
+    def batch(self, raw: object) -> Batch:
+        return self._plain.batch(raw)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
+        return self._plain.forward(model, batch)
+
+    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
+        return self._plain.loss(knowledge, batch)
+
+    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
+        return self._plain.scores(knowledge, batch)
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
