@@ -66,7 +66,8 @@ def examine(
     Example:
         >>> student, teacher = nn.Linear(4, 3), nn.Linear(4, 3)
         >>> batch = torch.randn(8, 4), torch.arange(8) % 3
-        >>> kd = Offline(student, teacher, [lookup.build("objectives", "response.kd", {})])
+        >>> from limbeck.objectives.response.kd import KD
+        >>> kd = Offline(student, teacher, [KD()])
         >>> [str(one) for one in examine(kd, batch, trained=False) if one.about == "parameters"]
         ['fine: every parameter that the scheme knows has an optimizer']
     """
