@@ -15,7 +15,7 @@ from limbeck.core.events import silent
 from limbeck.pipeline.check import check
 from limbeck.pipeline.modules import load_module
 from limbeck.pipeline.recipe import load_recipe
-from limbeck.pipeline.run import Run, run_recipe
+from limbeck.pipeline.run import Run, roles, run_recipe
 
 MINE = '''
 from limbeck.core.scheme import Course, Losses, Scheme
@@ -179,3 +179,12 @@ def test_a_part_draws_from_what_a_stage_has_left(tmp_path: Path) -> None:
     for transfer, message in (({"kind": "python:over_time_parts:Noted"}, "name it, of: stage"), ({"kind": "real", "of": "teacher"}, "draws from no stage")):
         with pytest.raises(RecipeError, match=message):
             run(tmp_path / "no", lambda s, transfer=transfer: s.update(student={**STUDENT, "transfer": transfer}))
+
+
+def test_a_student_that_was_its_own_teacher_has_neither_teacher_nor_alone_in_the_report() -> None:
+    grown = {**STUDENT, "model": None, "init": "teacher"}
+    other = {"kind": "train", "init": "teacher", "epochs": 1, "batch_size": 32}
+    recipe = load_recipe(tree(lambda s: s.update(other=other, student=grown)))
+    assert roles(recipe) == {"teacher": None, "alone": None, "student": "student", "shipped": None, "int8": None}
+    plain = load_recipe(tree(lambda s: s.update(alone={**other, "init": None, "model": STUDENT["model"]}, student=STUDENT)))
+    assert (roles(plain)["teacher"], roles(plain)["alone"]) == ("teacher", "alone")

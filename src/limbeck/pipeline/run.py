@@ -190,19 +190,22 @@ def _continue(stage: TrainStage, name: str, shelf: Path, work: Path, but_epochs:
 def roles(recipe: Recipe) -> dict[str, str | None]:
     """Say which stage plays which part in the report: the last distilled student, its teacher, the same model alone, its exported and quantized files.
 
-    Distilled is also what learns from others than a teacher's stage: its peers, its own branches or past.
+    Distilled is also what learns from others than a teacher's stage: its peers, its own branches or past. A teacher that the student began as is no teacher to
+    be measured against, and a student that began as another model has no fresh one of its kind alone.
     """
     found: dict[str, str | None] = dict.fromkeys(("teacher", "alone", "student", "shipped", "int8"))
     for name, stage in recipe.stages.items():
         if isinstance(stage, TrainStage) and _taught(stage):
-            found |= {"student": name, "teacher": next(iter(stage.teacher.stages), None) if isinstance(stage, DistillStage) else None}
+            asked = stage.teacher.stages if isinstance(stage, DistillStage) else []
+            found |= {"student": name, "teacher": next((one for one in asked if one != stage.init), None)}
     if found["student"] is None:
         trained = [name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)]
         found["student"] = trained[-1] if trained else None
     student = recipe.stages[found["student"]] if found["student"] else None
     for name, stage in recipe.stages.items():
         if isinstance(stage, TrainStage) and not _taught(stage) and isinstance(student, TrainStage) and _taught(student):
-            found["alone"] = name if stage.model == student.model and name != found["teacher"] else found["alone"]
+            alike = stage.model is not None and stage.model == student.model
+            found["alone"] = name if alike and name != found["teacher"] else found["alone"]
         if isinstance(stage, ExportStage) and stage.of == found["student"]:
             found["shipped"] = name
         if isinstance(stage, QuantizeStage) and found["shipped"] and stage.of == found["shipped"]:
