@@ -188,3 +188,14 @@ def test_a_student_that_was_its_own_teacher_has_neither_teacher_nor_alone_in_the
     assert roles(recipe) == {"teacher": None, "alone": None, "student": "student", "shipped": None, "int8": None}
     plain = load_recipe(tree(lambda s: s.update(alone={**other, "init": None, "model": STUDENT["model"]}, student=STUDENT)))
     assert (roles(plain)["teacher"], roles(plain)["alone"]) == ("teacher", "alone")
+
+
+def test_a_teacher_is_asked_about_inputs_as_it_was_trained_on(tmp_path: Path) -> None:
+    raw = {**TREE["stages"]["teacher"], "task": {"normalize": False}}
+    with pytest.raises(MismatchError, match=r"the teacher teacher of stage student was trained on inputs with mean \[0\.0\], and is asked about .* mean \[0\."):
+        check(tree(lambda s: s.update(teacher=raw, student=STUDENT)))
+    check(tree(lambda s: s.update(teacher={**raw, "task": {"subset": 200}}, student=STUDENT)))  # a subset's mean is another, by a little
+    run_recipe(tree(lambda s: s.update(teacher=raw)), out=tmp_path, listener=silent)
+    given = {"kind": "given", "path": str(tmp_path / "stages" / "teacher")}
+    with pytest.raises(MismatchError, match="was trained on inputs with mean"):
+        check(tree(lambda s: s.update(teacher=given, student=STUDENT)))

@@ -133,6 +133,6 @@ def test_a_teacher_of_other_inputs_than_the_partner_gives_is_refused(tasks: tupl
     transfer = tree["stages"]["student"]["transfer"]
     transfer["partner"] = {**transfer["partner"], "render": "edges"}
     with pytest.raises(
-        MismatchError, match=r"the teacher teacher of stage student was trained on inputs with kind 'image', and the partner gives kind 'edges'"
+        MismatchError, match=r"the teacher teacher of stage student was trained on inputs with kind 'image', and is asked about inputs with kind 'edges'"
     ):
         run_recipe(tree, out=tmp_path / "run", listener=silent)

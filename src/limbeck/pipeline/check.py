@@ -67,7 +67,7 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
                 models[name] = _of(models, stage.init) if stage.init else make_model(how[name])
                 if how[name]:  # a player's is known when it has run
                     models[name], how[name] = grown(models[name], how[name], facts)
-                _check_partner(name, stage, tasks)
+                _check_inputs(name, stage, tasks[name], tasks, given)
                 first, *more = _trains(recipe, name, stage, tasks[name], models, given, listener)
                 said += [f"stage {name}: {first} on {spec.devices} x {runtime.fabric.device.type}", *(f"stage {name}: {line}" for line in more)]
             elif isinstance(stage, GivenStage):
@@ -101,20 +101,41 @@ def _of(models: Mapping[str, nn.Module], name: str) -> nn.Module:
     return models[name]
 
 
-def _check_partner(name: str, stage: TrainStage, tasks: Mapping[str, Task]) -> None:
-    """Refuse a teacher that is asked about inputs prepared otherwise than those that it was trained on, where a second task gives them."""
-    if not isinstance(stage, DistillStage) or stage.transfer.partner is None:
+_PREPARED = ("kind", "mode", "size", "scale", "rate", "samples", "mels", "window", "hop")
+"""What a model's inputs must have in common with those that it was trained on."""
+_FAR = 0.05
+"""Deviations by which the means, and shares by which the deviations, of two preparations may differ: a subset of the data has others than the whole."""
+
+
+def _check_inputs(name: str, stage: TrainStage, task: Task, tasks: Mapping[str, Task], given: Mapping[str, Artifact]) -> None:
+    """Refuse a teacher that is asked about inputs prepared otherwise than those that it was trained on."""
+    if not isinstance(stage, DistillStage) or (stage.teacher.options.get("input", "input") != "input" and stage.transfer.partner is None):
         return
-    partner: Task = lookup.build("tasks", stage.transfer.partner.kind, stage.transfer.partner.options)
-    asked = partner.facts().preprocess
+    partner = stage.transfer.partner
+    asked = (task if partner is None else lookup.build("tasks", partner.kind, partner.options)).facts().preprocess
     for one in stage.teacher.stages:
-        seen = tasks[one.partition(".")[0]].facts().preprocess
-        if differs := [key for key in {**seen, **asked} if seen.get(key) != asked.get(key)]:
-            key = differs[0]
+        first = one.partition(".")[0]
+        seen = given[first].spec.get("preprocess", {}) if first in given else tasks[first].facts().preprocess
+        if key := _differs(seen, asked):
             raise MismatchError(
-                f"the teacher {one} of stage {name} was trained on inputs with {key} {seen.get(key)!r}, and the partner gives {key} {asked.get(key)!r}: "
+                f"the teacher {one} of stage {name} was trained on inputs with {key} {seen[key]!r}, and is asked about inputs with {key} {asked[key]!r}: "
                 "give both the same task (a stage's `task` adds to the recipe's; an option is taken back by `null`)"
             )
+
+
+def _differs(seen: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
+    """The first thing in which two preparations differ by more than a subset of the data does."""
+    for key in _PREPARED:
+        if key in seen and key in asked and seen[key] != asked[key]:
+            return key
+    if "mean" not in seen or "mean" not in asked or len(seen["mean"]) != len(asked["mean"]):
+        return "mean" if "mean" in seen and "mean" in asked else None
+    for a, b, s, z in zip(seen["mean"], asked["mean"], seen["std"], asked["std"], strict=True):
+        if abs(a - b) > _FAR * s:
+            return "mean"
+        if abs(s - z) > _FAR * s:
+            return "std"
+    return None
 
 
 def _trains(
