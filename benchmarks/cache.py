@@ -59,6 +59,7 @@ from pathlib import Path
 with_torch = sys.argv[2] == "torch"
 if with_torch:
     import torch
+    torch.set_num_threads(1)  # as each of several processes on these cores has; with more they wait for each other
     from limbeck.core.knowledge import Reads
     from limbeck.core.task import default_task
     from limbeck.teachers.cached import Cached
