@@ -1,4 +1,7 @@
-"""Generations: each student teaches the next one, of the same architecture."""
+"""Generations: each student teaches the next one, of the same architecture.
+
+Furlanello et al., "Born Again Neural Networks", ICML 2018, arXiv:1805.04770, sec. 3.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +16,9 @@ class BornAgain(Course):
     """Generation after generation of one architecture, each taught by the one before it and begun from other weights: born-again networks.
 
     The stage's teacher is generation 0; stage `NAME-1` learns from it, `NAME-2` from `NAME-1`, and the last, `NAME`, from the one before. Each is the stage as
-    it is written, its objectives included, but for its teacher and its `reseed`. Furlanello et al., "Born Again Neural Networks", ICML 2018, arXiv:1805.04770,
-    sec. 3: the loss of a generation is the cross-entropy with the labels plus that with the last generation's answer, at temperature 1. Their ensemble of
-    generations (BANE) is a stage's teacher of its own: {kind: ensemble, of: [NAME-1, NAME-2, NAME]}.
+    it is written, its objectives included, but for its teacher and its `reseed`. In the paper the loss of a generation is the cross-entropy with the labels
+    plus that with the last generation's answer, at temperature 1. Its ensemble of generations (BANE) is a stage's teacher of its own:
+    {kind: ensemble, of: [NAME-1, NAME-2, NAME]}.
 
     Args:
         generations: how many there are, generation 0 not counted.

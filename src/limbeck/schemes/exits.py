@@ -1,4 +1,7 @@
-"""A network's deeper exits teach its earlier ones."""
+"""A network's deeper exits teach its earlier ones.
+
+Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self Distillation", ICCV 2019, arXiv:1905.08094.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,4 +1,7 @@
-"""The student as it was: when the stage began, or at the end of an earlier epoch."""
+"""The student as it was: when the stage began, or at the end of an earlier epoch.
+
+Li and Hoiem, "Learning without Forgetting", ECCV 2016, arXiv:1606.09282: the network as it was before the new task.
+"""
 
 import math
 
