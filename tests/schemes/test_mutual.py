@@ -93,7 +93,10 @@ def test_at_temperature_1_the_mean_posterior_and_the_mean_divergence_differ_by_t
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
     p = torch.stack([other(x).softmax(-1) for other in nets[1:]])
-    entropy = lambda q: -(q * q.log()).sum(-1)  # noqa: E731
+
+    def entropy(q: Tensor) -> Tensor:
+        return -(q * q.log()).sum(-1)
+
     apart = (entropy(p.mean(0)) - entropy(p).mean(0)).mean()
     torch.testing.assert_close(losses["each"] - losses["mean"], apart)
     assert apart > 1e-4

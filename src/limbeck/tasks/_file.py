@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import DataError, MismatchError, RecipeError
-from limbeck.core.files import digest, sha256
+from limbeck.core.files import digest
 from limbeck.core.task import Batch, Loader, Split
 
 from ._arrays import as_nchw, check_finite
+from ._fingerprint import file_hash
 from ._memory import Held, MemoryLoader
 from ._npz import read_members
 from ._preprocess import normalised, statistics
@@ -106,14 +107,11 @@ class FileSupply(Supply):
 
     def fingerprint(self, kind: str) -> str:
         """The SHA-256 of the file's own and of every option that says what is made of it; where it lies does not matter."""
-        return digest({"task": kind, "options": [self._validation, self._seed, self._normalize], "file": self._hash})
+        return digest({"task": kind, "options": [self._validation, self._seed, self._normalize], "file": self._digest})
 
     @cached_property
-    def _hash(self) -> str:
-        try:
-            return sha256(self._path)
-        except OSError as error:
-            raise DataError(f"cannot read {self._path}: {error.strerror or error}") from None
+    def _digest(self) -> str:
+        return file_hash(self._path)
 
     def first(self) -> tuple[Batch, int]:
         held, rows = self._loaded.held, self._loaded.rows["train"]

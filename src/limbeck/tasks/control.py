@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.bridges.gym import Policy, Spaces, Steps, play, spaces
 from limbeck.core import lookup
@@ -16,6 +16,7 @@ from limbeck.core.files import digest
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch, Facts, Loader, Split, Task
 
+from ._as_plain import AsPlain
 from ._linear_policy import greedy, searched
 from ._memory import Held, MemoryLoader
 from ._split import carve
@@ -27,7 +28,7 @@ _TEST, _TRIAL, _OWN = 10_000_000, 20_000_000, 30_000_000
 """Where the seeds of the teacher's test episodes, of a student's trials and of the wanderings begin; the demonstrations' begin at `seed` itself."""
 
 
-class Control(Task):
+class Control(AsPlain):
     """Behaviour from a teacher policy in one of gymnasium's environments, with a vector to observe and a few actions to choose from.
 
     With `show: demonstrations` the teacher policy plays whole episodes; an example is an observation `[S]`, its label the action that the teacher took, and the
@@ -166,21 +167,12 @@ class Control(Task):
         inner = MemoryLoader(held, rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=(), views=views, whole=whole)
         return inner if self.show == "transitions" else _WithTransitions(inner, transitions.to(device))
 
+    def plain(self) -> Task:
+        return self._plain
+
     def splits(self) -> tuple[Split, ...]:
         test: tuple[Split, ...] = () if self.show == "transitions" else ("test",)
         return ("train", "validation", *test) if self._validation else ("train", *test)
-
-    def batch(self, raw: object) -> Batch:
-        return self._plain.batch(raw)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
-        return self._plain.forward(model, batch)
-
-    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
-        return self._plain.loss(knowledge, batch)
-
-    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
-        return self._plain.scores(knowledge, batch)
 
     def outcome(self, answer: Callable[[Batch], Knowledge]) -> dict[str, float]:
         """Let a model act in `trials` episodes, and its teacher in the same ones; nothing for a model that only names actions."""

@@ -3,7 +3,6 @@
 Shapes: M nodes, F features, C classes, E directed edges.
 """
 
-import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -15,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
-from limbeck.core.files import digest, sha256
+from limbeck.core.files import digest
 from limbeck.core.knowledge import Dense, Knowledge
 from limbeck.core.task import Batch, Facts, Loader, Split, Task
 
+from ._fingerprint import files_hash
 from ._planetoid import UNLABELLED, Citations, planetoid_files, read_planetoid
 
 __all__ = ["Graph"]
@@ -99,10 +99,8 @@ class Graph(Task):
 
     @cached_property
     def _fingerprint(self) -> str:
-        files = hashlib.sha256()
-        for path in self._files:
-            files.update(f"{path.name}\0{_hash(path)}\0".encode())
-        return digest({"task": "graph", "options": [self._data, self._all, self._validation, self._normalize], "files": files.hexdigest()})
+        files = files_hash({path.name: path for path in self._files})
+        return digest({"task": "graph", "options": [self._data, self._all, self._validation, self._normalize], "files": files})
 
     def _rows(self, split: Split) -> Tensor:
         """Which nodes are a split's, `[M]`."""
@@ -207,10 +205,3 @@ class Graph(Task):
 def _takes_edges(model: nn.Module) -> bool:
     parameters = inspect.signature(model.forward).parameters.values()
     return any(one.name == "edge_index" or one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
-
-
-def _hash(path: Path) -> str:
-    try:
-        return sha256(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None

@@ -1,6 +1,5 @@
 """Classification of images that fit in memory: digits, MNIST and its kin, CIFAR, an npz, a folder of files."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -8,18 +7,19 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.core.errors import DataError, RecipeError, did_you_mean
-from limbeck.core.files import digest, sha256
-from limbeck.core.knowledge import Knowledge
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.files import digest
+from limbeck.core.task import Facts, Loader, Split, Task
 
 from ._arrays import Arrays
+from ._as_plain import AsPlain
 from ._augment import Augmentation, Crop, Flip, Shift, check_reach
 from ._cifar import CIFAR10, CIFAR100, read_cifar10, read_cifar100
 from ._digits import digits_file, read_digits
 from ._edges import edges
+from ._fingerprint import files_hash
 from ._folder import find_images, read_folder
 from ._idx import idx_files, read_mnist
 from ._memory import Held, MemoryLoader, Norm
@@ -52,7 +52,7 @@ class _Rows(NamedTuple):
     test: Tensor
 
 
-class Image(Task):
+class Image(AsPlain):
     """Classification of images that fit in memory.
 
     They are held as one tensor `[M, C, H, W]`, normalised once to `(raw / scale - mean) / std` with each channel's mean and deviation over the training split,
@@ -222,10 +222,7 @@ class Image(Task):
         options = [self._data, self._validation, self._folds, self._fold, self._seed, self._subset, self._normalize, self._size, self._fine]
         options += [] if self._render is None else [self._render]
         steps = [step.model_dump() for step in self._augment]
-        files = hashlib.sha256()
-        for name, path in sorted(self._source.files.items()):
-            files.update(f"{name}\0{_hash(path)}\0".encode())
-        return digest({"task": "image", "options": options, "augment": steps, "files": files.hexdigest()})
+        return digest({"task": "image", "options": options, "augment": steps, "files": files_hash(self._source.files)})
 
     def loader(
         self,
@@ -249,24 +246,8 @@ class Image(Task):
             held = self._on[device]
         return MemoryLoader(held, chosen, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=self._augment, views=views, whole=whole)
 
+    def plain(self) -> Task:
+        return self._plain
+
     def splits(self) -> tuple[Split, ...]:
         return ("train", "validation", "test") if self._validation else ("train", "test")
-
-    def batch(self, raw: object) -> Batch:
-        return self._plain.batch(raw)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
-        return self._plain.forward(model, batch)
-
-    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
-        return self._plain.loss(knowledge, batch)
-
-    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
-        return self._plain.scores(knowledge, batch)
-
-
-def _hash(path: Path) -> str:
-    try:
-        return sha256(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None

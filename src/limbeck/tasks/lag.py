@@ -3,22 +3,21 @@
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.core.draw import below, bits, key
 from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.files import digest
-from limbeck.core.knowledge import Knowledge
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.task import Facts, Loader, Split, Task
 
+from ._as_plain import AsPlain
 from ._memory import Held, MemoryLoader
 from .classify import Classify
 
 __all__ = ["Lag"]
 
 
-class Lag(Task):
+class Lag(AsPlain):
     """Sequences of symbols with a long time lag: a or x, then always b1 ... bL, then the first symbol again, which is to be predicted.
 
     An example is `[L + 1, L + 2]`, the symbols up to bL, each one-hot among a, x, b1 ... bL; its label is the symbol that follows, a or x. The first symbol of
@@ -81,17 +80,8 @@ class Lag(Task):
         held = self._loaded if device is None else self._loaded.to(device)
         return MemoryLoader(held, rows, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=(), views=views, whole=whole)
 
+    def plain(self) -> Task:
+        return self._plain
+
     def splits(self) -> tuple[Split, ...]:
         return ("train", "validation", "test") if self._sizes["validation"] else ("train", "test")
-
-    def batch(self, raw: object) -> Batch:
-        return self._plain.batch(raw)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
-        return self._plain.forward(model, batch)
-
-    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
-        return self._plain.loss(knowledge, batch)
-
-    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
-        return self._plain.scores(knowledge, batch)

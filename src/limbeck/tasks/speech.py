@@ -1,6 +1,5 @@
 """Classification of short recordings: spoken digits, or folders of WAV files, as log-mel spectrograms."""
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,14 +8,15 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.core.errors import DataError, RecipeError, did_you_mean
-from limbeck.core.files import digest, sha256
-from limbeck.core.knowledge import Knowledge
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.files import digest
+from limbeck.core.task import Facts, Loader, Split, Task
 
+from ._as_plain import AsPlain
 from ._augment import Slide
+from ._fingerprint import files_hash
 from ._mel import log_mel
 from ._memory import Held, MemoryLoader
 from ._preprocess import normalised, statistics
@@ -31,7 +31,7 @@ Steps = list[Annotated[Slide, Field()]]
 _CHUNK = 256
 
 
-class Speech(Task):
+class Speech(AsPlain):
     """Classification of short recordings that fit in memory.
 
     Each is brought to `seconds`, the middle of a longer one, silence around a shorter one; its log-mel spectrogram, log(power in each band + 1e-8), is computed
@@ -145,14 +145,8 @@ class Speech(Task):
 
     @cached_property
     def _fingerprint(self) -> str:
-        files = hashlib.sha256()
-        for name, path in sorted(self._files.items()):
-            try:
-                files.update(f"{name}\0{sha256(path)}\0".encode())
-            except OSError as error:
-                raise DataError(f"cannot read {path}: {error.strerror or error}") from None
         options = [self._data, self._validation, self._folds, self._fold, self._seed, self._subset, self._seconds, self._mels, self._window, self._hop]
-        return digest({"task": "speech", "options": options, "augment": [step.model_dump() for step in self._augment], "files": files.hexdigest()})
+        return digest({"task": "speech", "options": options, "augment": [step.model_dump() for step in self._augment], "files": files_hash(self._files)})
 
     def loader(
         self,
@@ -175,17 +169,8 @@ class Speech(Task):
             held = self._on[device]
         return MemoryLoader(held, rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=self._augment, views=views, whole=whole)
 
+    def plain(self) -> Task:
+        return self._plain
+
     def splits(self) -> tuple[Split, ...]:
         return ("train", "validation", "test") if self._validation else ("train", "test")
-
-    def batch(self, raw: object) -> Batch:
-        return self._plain.batch(raw)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
-        return self._plain.forward(model, batch)
-
-    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
-        return self._plain.loss(knowledge, batch)
-
-    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
-        return self._plain.scores(knowledge, batch)

@@ -8,14 +8,15 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
-from limbeck.core.files import digest, sha256
-from limbeck.core.knowledge import Knowledge
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.files import digest
+from limbeck.core.task import Facts, Loader, Split, Task
 
 from . import _adult, _covertype
+from ._as_plain import AsPlain
+from ._fingerprint import file_hash
 from ._memory import Held, MemoryLoader
 from ._split import carve, fold_rows, subset_rows
 from ._table_columns import MISSING, described, encoded, numbers
@@ -48,7 +49,7 @@ class _Loaded(NamedTuple):
     preprocess: dict[str, Any]
 
 
-class Table(Task):
+class Table(AsPlain):
     """Classification, or regression, of the rows of a table that fits in memory.
 
     A prepared row is `input [F]` float32. A column of numbers gives `(x - mean) / std` over the training split, 0 where it is missing, and, where it is missing
@@ -227,7 +228,7 @@ class Table(Task):
         options += [self._validation, self._folds, self._fold, self._seed, self._subset]
         files = hashlib.sha256()
         for path in (source.train, source.test):
-            files.update(b"" if path is None else _hash(path).encode())
+            files.update(b"" if path is None else file_hash(path).encode())
         return digest({"task": "table", "options": options, "files": files.hexdigest()})
 
     def loader(
@@ -251,20 +252,11 @@ class Table(Task):
             held = self._on[device]
         return MemoryLoader(held, rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=(), views=views, whole=whole)
 
+    def plain(self) -> Task:
+        return self._plain
+
     def splits(self) -> tuple[Split, ...]:
         return ("train", "validation", "test") if self._validation else ("train", "test")
-
-    def batch(self, raw: object) -> Batch:
-        return self._plain.batch(raw)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
-        return self._plain.forward(model, batch)
-
-    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
-        return self._plain.loss(knowledge, batch)
-
-    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
-        return self._plain.scores(knowledge, batch)
 
 
 def prepare(rows: "str | Path | Sequence[Mapping[str, Any]]", preprocess: Mapping[str, Any]) -> Tensor:
@@ -321,10 +313,3 @@ def _joined(source: _Source) -> tuple[Cells, int]:
         strange = sorted(tests.keys() ^ cells.keys())[0]
         raise DataError(f"the column {strange!r} is in one of {source.train} and {source.test.name} alone: both must have the same")
     return {name: np.concatenate([held, tests[name]]) for name, held in cells.items()}, len(next(iter(tests.values())))
-
-
-def _hash(path: Path) -> str:
-    try:
-        return sha256(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
 
 from limbeck.core.errors import DataError, MismatchError, RecipeError
-from limbeck.core.files import digest, sha256
-from limbeck.core.knowledge import Knowledge
+from limbeck.core.files import digest
 from limbeck.core.lookup import build
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.task import Facts, Loader, Split, Task
 
 from ._arrays import as_nchw, check_finite
+from ._as_plain import AsPlain
+from ._fingerprint import file_hash
 from ._idx import idx_files, read_idx
 from ._memory import Held, Later, MemoryLoader
 from ._npz import read_array_file
@@ -38,7 +38,7 @@ class Tested(BaseModel):
     root: str
 
 
-class Unseen(Task):
+class Unseen(AsPlain):
     """A task without training data: shape, classes and preprocessing of its inputs are known from the teacher, and no training example is ever opened.
 
     The training split is seeded noise, `input [N, ...]` and `id [N]`, without labels: data-free schemes look at its size alone, and a student that is taught on
@@ -140,7 +140,7 @@ class Unseen(Task):
 
     @cached_property
     def _fingerprint(self) -> str:
-        files = [] if self._test is None else [self._test.data, *(_hash(path) for path in self._files)]
+        files = [] if self._test is None else [self._test.data, *(file_hash(path) for path in self._files)]
         told = [list(self._shape), self._classes, list(self._names), self._examples, self._mean, self._std, self._scale]
         return digest({"task": "unseen", "options": told, "test": files})
 
@@ -166,24 +166,8 @@ class Unseen(Task):
         rows = torch.arange(len(held.labels))
         return Later(MemoryLoader(held, rows, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=()), _BEFORE[self._test.data])
 
+    def plain(self) -> Task:
+        return self._plain
+
     def splits(self) -> tuple[Split, ...]:
         return ("train",) if self._test is None else ("train", "test")
-
-    def batch(self, raw: object) -> Batch:
-        return self._plain.batch(raw)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
-        return self._plain.forward(model, batch)
-
-    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
-        return self._plain.loss(knowledge, batch)
-
-    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
-        return self._plain.scores(knowledge, batch)
-
-
-def _hash(path: Path) -> str:
-    try:
-        return sha256(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None

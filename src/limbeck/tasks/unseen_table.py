@@ -8,16 +8,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
 
 from limbeck.core.artifact import Artifact
 from limbeck.core.errors import DataError, MismatchError, RecipeError
-from limbeck.core.files import digest, sha256
-from limbeck.core.knowledge import Knowledge
+from limbeck.core.files import digest
 from limbeck.core.lookup import build
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.task import Facts, Loader, Split, Task
 
 from ._adult import read_adult
+from ._as_plain import AsPlain
+from ._fingerprint import file_hash
 from ._memory import Held, Later, MemoryLoader
 from ._table_columns import encoded
 from ._table_csv import read_cells
@@ -35,7 +35,7 @@ class TestedRows(BaseModel):
     root: str
 
 
-class UnseenTable(Task):
+class UnseenTable(AsPlain):
     """A table without its training rows: what an artifact that was trained on them keeps of them is all that is known, and no training file is opened.
 
     The training split is drawn anew in each epoch from the statistics of the artifact's columns, each by itself, as `transfer.marginals` does, without labels.
@@ -93,7 +93,7 @@ class UnseenTable(Task):
     @cached_property
     def _fingerprint(self) -> str:
         spec = {name: self._spec[name] for name in ("in_shape", "classes", "class_names", "preprocess")}
-        test = [] if self._test is None else [self._test.data, _hash(Path(self._test.root))]
+        test = [] if self._test is None else [self._test.data, file_hash(Path(self._test.root))]
         return digest({"task": "unseen_table", "spec": spec, "examples": self._examples, "test": test})
 
     def loader(
@@ -117,24 +117,8 @@ class UnseenTable(Task):
         loader = MemoryLoader(held, torch.arange(len(held.labels)), split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=())
         return Later(loader, self._spec["preprocess"]["tests_from"])
 
+    def plain(self) -> Task:
+        return self._plain
+
     def splits(self) -> tuple[Split, ...]:
         return ("train",) if self._test is None else ("train", "test")
-
-    def batch(self, raw: object) -> Batch:
-        return self._plain.batch(raw)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
-        return self._plain.forward(model, batch)
-
-    def loss(self, knowledge: Knowledge, batch: Batch) -> Tensor:
-        return self._plain.loss(knowledge, batch)
-
-    def scores(self, knowledge: Knowledge, batch: Batch) -> dict[str, Tensor]:
-        return self._plain.scores(knowledge, batch)
-
-
-def _hash(path: Path) -> str:
-    try:
-        return sha256(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
