@@ -36,7 +36,7 @@ SLOTS = {
     "tasks": "limbeck.core.task:Task",
     "models": "torch.nn:Module",
     "export": "limbeck.core.graph:Exporter",
-    "compress": "limbeck.core.graph:Compressor",
+    "compress": "limbeck.compress:Method",
 }
 """Slot (a folder of the package) -> the class that its parts derive from."""
 

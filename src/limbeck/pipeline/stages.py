@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from limbeck.bridges import onnx_runtime
+from limbeck.compress import Compressor
 from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
 from limbeck.core.events import Listener, Note, StageStarted
 from limbeck.core.files import atomic_folder, write_json
-from limbeck.core.graph import Compressor, Exporter
+from limbeck.core.graph import Exporter
 from limbeck.core.task import Task
 from limbeck.engine.checkpoint import seed_everything
 from limbeck.engine.loop import Work, fit, steps_per_epoch

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from limbeck.bridges.onnx import canonical_bytes, load
 from limbeck.bridges.onnx_runtime import run
+from limbeck.compress._method import Compressor
 from limbeck.core.errors import DataError, MismatchError, RecipeError
 from limbeck.core.files import atomic_write, storage
-from limbeck.core.graph import Compressor
 
 from ._qdq import WEIGHTED, decisions, float_outputs, nodes_of
 
