@@ -55,7 +55,7 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda t: stages(t)["teacher"].update(epochs=0), "stages.teacher.epochs: input should be greater than or equal to 1, not 0"),
     (lambda t: stages(t)["teacher"].update(epochs="many"), "stages.teacher.epochs: .*integer.*, not 'many'"),
     (lambda t: stages(t)["teacher"].update(kind="trian"), "no kind 'trian' for stages.teacher; did you mean 'train'?"),
-    (lambda t: stages(t)["teacher"].pop("kind"), "stages.teacher needs a kind; choices are distill, export, given, quantize, train"),
+    (lambda t: stages(t)["teacher"].pop("kind"), "stages.teacher needs a kind; choices are choose, compress, distill, export, given, quantize, train"),
     (lambda t: stages(t)["teacher"]["optimizer"].update(m=0), "no option 'm' in stages.teacher.optimizer; choices are betas, kind, lr, weight_decay"),
     (lambda t: stages(t)["teacher"].update(optimizer={"kind": "sgd", "momentun": 0}), "no option 'momentun' in .*optimizer; did you mean 'momentum'?"),
     (lambda t: stages(t)["teacher"].update(optimizer={"kind": "adm"}), "no kind 'adm' for stages.teacher.optimizer; did you mean 'adam'?"),

@@ -15,10 +15,16 @@ from .schedule import Clock, Number, at, check_number
 if TYPE_CHECKING:
     from .task import Batch, Facts, Task
 
-__all__ = ["Contest", "Objective", "Term"]
+__all__ = ["Clocked", "Contest", "Objective", "Term"]
 
 
-class Objective(nn.Module, ABC):
+class Clocked(nn.Module):
+    """A module that is told where training stands, wherever it is in a scheme: an objective, a teacher, a layer whose mask follows a schedule."""
+
+    clock: Clock = Clock()
+
+
+class Objective(Clocked, ABC):
     """What the student must match, and by how much it misses.
 
     `forward` returns one loss per prediction, of the shape of the predictions (`[N]` for examples), or a scalar mean over the batch where `batchwise` is True;
@@ -34,7 +40,6 @@ class Objective(nn.Module, ABC):
     """Whether `choose` must be called before `needs` can be read: its layers were left to be paired."""
     said: tuple[str, ...] = ()
     """What `choose` and `bind` decided that a person would want to know, a line each: layers that were paired, memory that will be taken."""
-    clock: Clock = Clock()
 
     @property
     @abstractmethod

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .errors import MismatchError
-from .objective import Objective
+from .objective import Clocked
 from .schedule import Clock
-from .teacher import Teacher
 
 if TYPE_CHECKING:
     from .task import Batch
@@ -50,7 +49,7 @@ class Scheme(nn.Module, ABC):
 
     phases: Sequence[str] = ("student",)
     """What a step consists of: one forward pass and one optimizer's step each, of the player of that name."""
-    _heard: tuple[int, list[Objective | Teacher]] | None = None
+    _heard: tuple[int, list[Clocked]] | None = None
 
     @abstractmethod
     def players(self) -> dict[str, list[nn.Parameter]]:
@@ -84,9 +83,9 @@ class Scheme(nn.Module, ABC):
         return ()
 
     def at(self, epoch: float, epochs: float) -> None:
-        """Tell every objective and every teacher where training stands, for what follows a schedule."""
+        """Tell every objective, every teacher and whatever else asks where training stands, for what follows a schedule."""
         if self._heard is None or self._heard[0] != int(epoch):  # a walk through a deep model in every step would be felt
-            self._heard = int(epoch), [module for module in self.modules() if isinstance(module, (Objective, Teacher))]
+            self._heard = int(epoch), [module for module in self.modules() if isinstance(module, Clocked)]
         clock = Clock(epoch, epochs)
         for module in self._heard[1]:
             module.clock = clock

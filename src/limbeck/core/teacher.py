@@ -7,7 +7,7 @@ from torch import nn
 
 from .knowledge import Knowledge, Reads
 from .lookup import find
-from .schedule import Clock
+from .objective import Clocked
 
 if TYPE_CHECKING:
     from .task import Batch, Task
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Teacher", "as_teacher"]
 
 
-class Teacher(nn.Module, ABC):
+class Teacher(Clocked, ABC):
     """Whoever says what the student should match: a frozen model, several, a store, a server, the student's own past.
 
     What assembly hands to a teacher's constructor is told by the name of its one positional parameter: `model`, the model of one stage; `models`, those of
@@ -27,8 +27,6 @@ class Teacher(nn.Module, ABC):
     """Whether what the teacher says depends on what the student says; if not it is asked first, and its activations are gone before the student's come."""
     views: int | None = None
     """How many draws of the augmentation it knows the answers to; None where it can be asked about any."""
-    clock: Clock = Clock()
-    """Where training stands, told by the scheme."""
 
     @abstractmethod
     def prepare(self, reads: Reads, task: "Task") -> None:

@@ -16,7 +16,7 @@ from limbeck.core import lookup
 from limbeck.core.errors import RecipeError, did_you_mean
 from limbeck.core.lookup import wanted
 
-from .recipe import DistillStage, Drawing, ExportStage, ObjectiveSpec, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, builtin
+from .recipe import CompressStage, DistillStage, Drawing, ExportStage, ObjectiveSpec, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, builtin
 
 __all__ = ["Entry", "OptionLine", "PartPage", "describe", "parts", "recipes", "schema"]
 
@@ -27,6 +27,7 @@ _PLACES: dict[tuple[type[BaseModel], str], str] = {
     **{(stage, field): slot for stage in (TrainStage, DistillStage) for field, slot in _TRAINED.items()},
     (DistillStage, "teacher"): "teachers",
     (ExportStage, "format"): "export",
+    (CompressStage, "method"): "compress",
     (QuantizeStage, "method"): "compress",
 }
 """(model, field) of a recipe that holds a part -> the part's slot."""

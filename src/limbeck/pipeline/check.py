@@ -20,10 +20,11 @@ from limbeck.engine.runtime import Runtime
 from limbeck.measure.size import parameters
 
 from .assemble import assemble
+from .compressed import method_of
 from .grown import grown
 from .learnt import objectives_of
 from .modules import inputs_of, load
-from .recipe import DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage, load_recipe
+from .recipe import ChooseStage, CompressStage, DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage, load_recipe
 from .resolve import full, graph_part, make_model, make_tasks, model_spec
 
 __all__ = ["check", "check_recipe", "check_room"]
@@ -74,6 +75,16 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
                 given[name] = Artifact.open(stage.path)
                 models[name], how[name] = load(stage.path), given[name].spec
                 said.append(f"stage {name}: the {given[name].kind} {given[name].name} of {stage.path.parent.parent}")
+            elif isinstance(stage, CompressStage):
+                kind, _ = method_of(stage.method)
+                models[name], how[name] = _of(models, stage.of), how.get(stage.of, {})  # of the same layers, though fewer units
+                said.append(f"stage {name}: {stage.of} by {kind}")
+            elif isinstance(stage, ChooseStage):
+                if "validation" not in tasks[name].splits():
+                    raise MismatchError(f"stage {name} chooses on the validation split, and there is none: set the task's `validation` above 0")
+                if stage.of[0] in models:
+                    models[name], how[name] = models[stage.of[0]], how.get(stage.of[0], {})
+                said.append(f"stage {name}: the smallest of {', '.join(stage.of)}")
             elif isinstance(stage, ExportStage):
                 part = graph_part("export", stage.format)
                 source = _of(models, stage.of)

@@ -75,9 +75,14 @@ def _measure(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], liste
     files = {name: ModelFile(path, tuple(artifacts[name.partition(".")[0]].spec["in_shape"])) for path, name in reversed(first.items())}
     how = recipe.measure
     found = measure_files(files, threads=how.threads, seconds=how.seconds * len(files), batch=how.batch, seed=recipe.seed)
-    found["models"] = {name: found["models"][first[path]] for name, path in paths.items()}
+    found["models"] = {name: found["models"][first[path]] | _packed(artifacts.get(name)) for name, path in paths.items()}
     found["ratios"] += [{**ratio, "b": name} for ratio in found["ratios"] for name, path in paths.items() if first[path] == ratio["b"] and name != ratio["b"]]
     return found
+
+
+def _packed(artifact: Artifact | None) -> dict[str, Any]:
+    """The size of a packed module, which is its own and not that of the file in which its latency is measured."""
+    return {"file_bytes": artifact.model_file.stat().st_size} if artifact is not None and "packed" in artifact.spec else {}
 
 
 def _file(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], name: str) -> Path | str:

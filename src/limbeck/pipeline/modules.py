@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from limbeck.bridges import onnx_runtime
+from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
 from limbeck.core.errors import ArtifactError
 
@@ -54,7 +55,7 @@ def load_module(artifact: Artifact, model: nn.Module | None = None) -> nn.Module
     if model is None and spec["builder"] is None:
         raise ArtifactError(f"{artifact.path} holds the weights of a {spec['class']} that limbeck did not build: load(path, model=...) with one of your own")
     built = make_model(spec) if model is None else model
-    weights = read_tensors(artifact.model_file)
+    weights = lookup.find("compress", spec["packed"]).unpack(artifact.model_file) if "packed" in spec else read_tensors(artifact.model_file)
     try:
         built.load_state_dict(weights)
     except RuntimeError as error:

@@ -18,8 +18,8 @@ from limbeck.engine.plan import Training
 from ._fault import first_fault
 
 __all__ = [
-    "DistillStage", "Drawing", "ExportStage", "GivenStage", "Measure", "ObjectiveSpec", "Part", "QuantizeStage", "Recipe", "RuntimeSpec", "Stage",
-    "TeacherSpec", "TrainStage", "builtin", "load_recipe", "parents", "task_of",
+    "AnyStage", "ChooseStage", "CompressStage", "DistillStage", "Drawing", "ExportStage", "GivenStage", "Measure", "ObjectiveSpec", "Part", "QuantizeStage",
+    "Recipe", "RuntimeSpec", "Stage", "TeacherSpec", "TrainStage", "builtin", "load_recipe", "origin", "parents", "task_of",
 ]  # fmt: skip
 
 
@@ -97,6 +97,24 @@ class GivenStage(_Strict):
     path: Path = Field(description="the artifact's folder: stages/NAME of a run")
 
 
+class CompressStage(_Strict):
+    """Make a smaller module of a trained one, or write its weights as a smaller file; what that broke is for the next stage to repair."""
+
+    kind: Literal["compress"] = "compress"
+    of: str = Field(description="the stage whose model is made smaller")
+    method: str | Part = Field(description="a surgery, or a packer")
+
+
+class ChooseStage(_Strict):
+    """Take the smallest of several stages' models that is hardly worse on the validation split than another: the test split has no say."""
+
+    kind: Literal["choose"] = "choose"
+    of: list[str] = Field(min_length=1, description="the stages to choose from")
+    than: str | None = Field(default=None, description="the stage whose validation metric is compared with; the best of `of` where it is left out")
+    within: float = Field(default=0.005, ge=0, description="how much worse that metric may be, in its own unit: 0.005 of an accuracy is half a point")
+    by: Literal["file_bytes", "weights_left", "parameters", "macs"] = Field(default="parameters", description="the figure that is to be small")
+
+
 class ExportStage(_Strict):
     """Write a trained model as a file that runs without PyTorch, and compare the two."""
 
@@ -118,7 +136,8 @@ class QuantizeStage(_Strict):
     min_sqnr_db: float = Field(default=10.0, description="smallest signal-to-quantization-noise ratio, in decibels")
 
 
-Stage = Annotated[TrainStage | DistillStage | GivenStage | ExportStage | QuantizeStage, Field(discriminator="kind")]
+AnyStage = TrainStage | DistillStage | GivenStage | CompressStage | ChooseStage | ExportStage | QuantizeStage
+Stage = Annotated[AnyStage, Field(discriminator="kind")]
 
 
 class RuntimeSpec(_Strict):
@@ -156,19 +175,27 @@ class Recipe(_Strict):
 
 def task_of(recipe: Recipe, name: str) -> Part:
     """Return a stage's task: the recipe's own, with what the stage that trained the model says otherwise; another `kind` takes the place of the whole."""
-    while isinstance(stage := recipe.stages[name.partition(".")[0]], (ExportStage, QuantizeStage)):
-        name = stage.of
-    if isinstance(stage, GivenStage):
+    stage = recipe.stages[origin(recipe, name).partition(".")[0]]
+    if not isinstance(stage, TrainStage):
         return recipe.task
     other = "kind" in stage.task and stage.task["kind"] != recipe.task.kind
     return Part(**({} if other else recipe.task.model_dump()) | stage.task)
 
 
-def parents(stage: TrainStage | DistillStage | GivenStage | ExportStage | QuantizeStage) -> list[str]:
+def origin(recipe: Recipe, name: str) -> str:
+    """Return the stage, or the stage's player, that trained or brought the model which stage `name` compressed, chose or exported; itself where it did so."""
+    while isinstance(stage := recipe.stages[name.partition(".")[0]], (CompressStage, ChooseStage, ExportStage, QuantizeStage)):
+        name = stage.of[0] if isinstance(stage, ChooseStage) else stage.of
+    return name
+
+
+def parents(stage: AnyStage) -> list[str]:
     """Return what a stage takes something from: names of stages, or of a stage's player, `stage.player`."""
     if isinstance(stage, TrainStage):
         taken = [stage.init, *(one.init for one in stage.objectives), stage.transfer.of, stage.scheme.of]
         return list(dict.fromkeys([one for one in taken if one] + (stage.teacher.stages if isinstance(stage, DistillStage) else [])))
+    if isinstance(stage, ChooseStage):
+        return list(dict.fromkeys([*stage.of, *([stage.than] if stage.than else [])]))
     return [] if isinstance(stage, GivenStage) else [stage.of]
 
 
@@ -343,13 +370,20 @@ def _validate(tree: dict[str, Any]) -> Recipe:
                 if objective.init is not None and not isinstance(recipe.stages.get(objective.init), TrainStage):
                     raise RecipeError(f"{objective.kind} of stage {name!r} takes over what {objective.init!r} learnt, and that stage trains nothing")
                 check_number(f"the weight of {objective.kind} in stage {name!r}", objective.weight, positive=False)
-        takes = "graph" if isinstance(stage, QuantizeStage) else "module"
+        takes = "graph" if isinstance(stage, QuantizeStage) else _gives(recipe, stage.of[0]) if isinstance(stage, ChooseStage) else "module"
         asked = stage.teacher.stages if isinstance(stage, DistillStage) else []
         for parent in parents(stage):
-            giver = recipe.stages[parent.partition(".")[0]]
-            gives = "module" if isinstance(giver, TrainStage) else "graph"
-            if gives != takes and parent not in asked and not isinstance(giver, GivenStage):  # a teacher may be either, and a given one is opened to know
+            gives = _gives(recipe, parent)
+            if takes and gives and gives != takes and parent not in asked:  # a teacher may be either
                 way = "export it first ({kind: export})" if takes == "graph" else "take the stage that trained it"
                 raise RecipeError(f"stage {name!r} ({stage.kind}) takes a {takes}, and {parent!r} gives a {gives}: {way}")
         earlier.append(name)
     return recipe
+
+
+def _gives(recipe: Recipe, name: str) -> Literal["module", "graph"] | None:
+    """What a stage gives; nothing is known of a given one before it is opened."""
+    stage = recipe.stages[name.partition(".")[0]]
+    if isinstance(stage, ChooseStage):
+        return _gives(recipe, stage.of[0])
+    return None if isinstance(stage, GivenStage) else "graph" if isinstance(stage, (ExportStage, QuantizeStage)) else "module"

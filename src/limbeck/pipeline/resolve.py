@@ -20,7 +20,7 @@ from limbeck.teachers._rehearsed import Rehearsed
 from limbeck.teachers._store_columns import Recording
 
 from .learnt import grafted
-from .recipe import DistillStage, Drawing, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, task_of
+from .recipe import ChooseStage, CompressStage, DistillStage, Drawing, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, task_of
 
 __all__ = [
     "drawing",
@@ -77,11 +77,15 @@ def model_spec(part: Part, facts: Facts) -> dict[str, Any]:
 
 
 def make_model(spec: Mapping[str, Any]) -> nn.Module:
-    """Build a model from its spec, with fresh weights, and graft onto it what objectives put there."""
+    """Build a model from its spec, with fresh weights, changed as it was since: grafted by objectives, operated by surgeries."""
     shape, classes = tuple(spec["in_shape"]), spec["classes"]
     model = lookup.build("models", spec["builder"], spec["options"], in_shape=shape, classes=classes)
-    for told in spec.get("grafts", ()):
-        model = grafted(model, make_model(told["teacher"]), told, Facts(shape, classes, tuple(str(one) for one in range(classes)), 1))
+    for told in spec.get("changes", ()):
+        if "graft" in told:
+            teacher = make_model(told["graft"]["teacher"])
+            model = grafted(model, teacher, told["graft"], Facts(shape, classes, tuple(str(one) for one in range(classes)), 1))
+        else:
+            model = lookup.find("compress", told["surgery"]).rebuild(model, told["record"])
     return model
 
 
@@ -185,6 +189,13 @@ def make_scheme(
     return make_drawing("schemes", stage.scheme, source, student, teacher, terms, task, example, facts)
 
 
+def _kinds(tree: Any) -> list[str]:
+    """The names of a part and of the parts among its options."""
+    if isinstance(tree, dict):
+        return [str(tree["kind"]), *_kinds(list(tree.values()))] if "kind" in tree else _kinds(list(tree.values()))
+    return [kind for one in tree for kind in _kinds(one)] if isinstance(tree, list) else []
+
+
 def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, str]) -> tuple[str, str]:
     """Return a stage's hash, and its hash without the epochs: two stages that agree in the second differ only in how long they train.
 
@@ -213,6 +224,13 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
             kinds.append(stage.teacher.kind)
     elif isinstance(stage, GivenStage):
         told = {"kind": stage.kind, "artifact": Artifact.open(stage.path, verify=False).digest}
+    elif isinstance(stage, CompressStage):
+        part = graph_part("compress", stage.method)
+        told |= {"of": digests[stage.of], "method": full("compress", part)}
+        kinds += [kind for kind in _kinds(part.model_dump()) if kind.startswith("python:")]
+    elif isinstance(stage, ChooseStage):
+        told |= stage.model_dump(mode="json", exclude={"of", "than"}) | {"of": [digests[one] for one in stage.of]}
+        told["than"] = digests[stage.than] if stage.than else None
     elif isinstance(stage, ExportStage):
         told |= stage.model_dump(mode="json", exclude={"of", "format"}) | {
             "of": digests[stage.of],

@@ -23,7 +23,7 @@ from limbeck.core.task import Task
 from .compare import compare
 from .lifelong import lifelong
 from .measured import measured
-from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe, parents
+from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe, origin, parents
 from .resolve import make_tasks, stage_hashes
 
 __all__ = ["Run", "run_recipe"]
@@ -208,6 +208,9 @@ def roles(recipe: Recipe) -> dict[str, str | None]:
             found["alone"] = name if alike and name != found["teacher"] else found["alone"]
         if isinstance(stage, ExportStage) and stage.of == found["student"]:
             found["shipped"] = name
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, ExportStage) and found["shipped"] is None and found["student"] and origin(recipe, name) == origin(recipe, found["student"]):
+            found["shipped"] = name  # what was made of the student before it was exported
         if isinstance(stage, QuantizeStage) and found["shipped"] and stage.of == found["shipped"]:
             found["int8"] = name
     return found

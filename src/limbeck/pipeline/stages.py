@@ -26,11 +26,12 @@ from limbeck.export import Tolerance, parity
 from limbeck.measure.size import file_bytes
 
 from .assemble import assemble
+from .compressed import choose_stage, compress_stage, held, validated
 from .grown import grown
 from .learnt import graft_spec, objectives_of, take_over
 from .modules import Graph, load, load_module, read_tensors
 from .publish import Publication, place, publish_players, real_inputs, seal_with_proof
-from .recipe import DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage
+from .recipe import ChooseStage, CompressStage, DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage, origin, parents
 from .recorded import stand
 from .resolve import from_store, graph_part, make_model, make_tasks, model_spec
 
@@ -66,6 +67,14 @@ def run_stage(job: Job, task: Task, listener: Listener) -> None:
             runtime.launch(_with_threads, job, store, tell)
     elif isinstance(stage, GivenStage):
         _given(job, stage, listener)
+    elif isinstance(stage, CompressStage):
+        listener(StageStarted(job.name, stage.kind))
+        told, seed = _publication(job), job.recipe.seed
+        with _threads(job):
+            compress_stage(job.name, stage, job.parent(stage.of), task, told, spec.accelerator, seed, listener)
+    elif isinstance(stage, ChooseStage):
+        listener(StageStarted(job.name, stage.kind))
+        choose_stage(job.name, stage, {one: job.parent(one) for one in parents(stage)}, task, _publication(job), listener)
     elif isinstance(stage, ExportStage):
         _export(job, stage, task, listener)
     else:
@@ -109,7 +118,7 @@ def _train(runtime: Runtime, job: Job, store: Path | None, listener: Listener) -
     seed_everything(seed)
     if stage.init is not None:
         start = job.parent(stage.init)
-        student, how = grown(load_module(start), start.spec, task.facts())
+        student, how = grown(load_module(start), {key: value for key, value in start.spec.items() if key != "packed"}, task.facts())
     else:
         assert stage.model is not None
         how = model_spec(stage.model, task.facts())
@@ -118,6 +127,7 @@ def _train(runtime: Runtime, job: Job, store: Path | None, listener: Listener) -
     if stage.channels_last:
         student, *teachers = (_channels_last(model) for model in (student, *teachers))
     drawn = {one: job.parent(one) for one in (stage.transfer.of, stage.scheme.of) if one}
+    held(student, how)
     where = {"rank": runtime.rank, "world": runtime.world, "device": runtime.device}
     made = assemble(job.name, stage, student, teachers, task, seed=seed, sources=drawn, store=store, **where)
     scheme, loader = made.scheme, made.loader
@@ -125,7 +135,7 @@ def _train(runtime: Runtime, job: Job, store: Path | None, listener: Listener) -
     told = take_over(scheme, stage.objectives, {name: pair for name, pair in sources.items() if isinstance(pair[0], TrainStage)})  # pyright: ignore[reportArgumentType]
     told += [line for objective in objectives_of(scheme) for line in objective.said]
     if isinstance(stage, DistillStage) and (graft := graft_spec(scheme, stage.objectives, [job.parent(one) for one in stage.teacher.stages])):
-        how = {**how, "grafts": [*how.get("grafts", ()), graft]}
+        how = {**how, "changes": [*how.get("changes", ()), {"graft": graft}]}
     seed_everything(seed + 1 + runtime.rank)
     if runtime.is_main:
         listener(StageStarted(job.name, stage.kind, stage.epochs * steps_per_epoch(loader, stage)))
@@ -155,10 +165,7 @@ def _channels_last(model: nn.Module) -> nn.Module:
 
 def _publication(job: Job) -> Publication:
     """Say what an artifact says of itself; its teacher is the one at the head of the stage's line, where one model taught it."""
-    name = job.name
-    while isinstance(stage := job.recipe.stages[name.partition(".")[0]], (ExportStage, QuantizeStage)):
-        name = stage.of
-    teacher = None
+    stage, teacher = job.recipe.stages[origin(job.recipe, job.name).partition(".")[0]], None
     if isinstance(stage, DistillStage) and len(stage.teacher.stages) == 1:
         said = job.parent(stage.teacher.stages[0]).path / "predictions.safetensors"
         teacher = read_tensors(said) if said.is_file() else None
@@ -193,7 +200,7 @@ def _export(job: Job, stage: ExportStage, task: Task, listener: Listener) -> Non
         found.check(Tolerance(max_abs=stage.tolerance))
         own = "main_" if "main_macs" in source.metrics and part.options.get("outputs") != "all" else ""  # exits are left behind
         sizes = {figure: source.metrics[f"{own}{figure}"] for figure in ("parameters", "macs")}
-        metrics = {"file_bytes": file_bytes(path), **sizes, **found.metrics()}
+        metrics = {"file_bytes": file_bytes(path), **sizes, **found.metrics(), **validated(Graph(path), task, Runtime())}
         spec = {**source.spec, "format": part.kind}
         seal_with_proof(_publication(job), folder, task, partial(task.forward, Graph(path)), "graph", exporter.file, spec, metrics)
 
@@ -218,6 +225,7 @@ def _quantize(job: Job, stage: QuantizeStage, task: Task, listener: Listener) ->
             "parameters": source.metrics["parameters"],
             "macs": source.metrics["macs"],
             **{name: value for name, value in found.metrics().items() if classes or name != "parity_agreement"},
+            **validated(Graph(path), task, Runtime()),
         }
         spec = {**source.spec, "method": part.kind}
         seal_with_proof(_publication(job), folder, task, partial(task.forward, Graph(path)), "graph", path.name, spec, metrics)
