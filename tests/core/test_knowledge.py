@@ -26,7 +26,7 @@ def test_the_likeliest_classes_are_an_answer_and_no_whole_logits():
     answer = TopK(torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4), 3.0, 10)
     knowledge = Knowledge({"main": answer})
     assert knowledge.answer is answer
-    assert (answer.rows, answer.classes, answer.link) == (4, 10, "softmax")
+    assert (answer.predictions, answer.classes, answer.link) == ((4,), 10, "softmax")
     with pytest.raises(MismatchError, match=r"whole logits are needed, and the teacher's answer is the 2 likeliest of 10 classes at temperature 3: match"):
         _ = knowledge.main
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
+from torch.nn.functional import linear
 
 from .errors import MismatchError
 
-__all__ = ["Dense", "Knowledge", "Link", "Needs", "Reads", "Response", "TopK"]
+__all__ = ["Dense", "Hidden", "Knowledge", "Link", "Needs", "Reads", "Response", "TopK"]
 
 Link = Literal["softmax", "bernoulli", "identity"]
 
@@ -32,9 +33,8 @@ class Dense:
         return self.logits.shape[-1]
 
     @property
-    def rows(self) -> int:
-        """The length of the first axis."""
-        return len(self.logits)
+    def predictions(self) -> Size:
+        return self.logits.shape[:-1]
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,43 @@ class TopK:
     link: Link = "softmax"
 
     @property
-    def rows(self) -> int:
-        """The length of the first axis."""
-        return len(self.log_tail)
+    def predictions(self) -> Size:
+        return self.log_tail.shape
 
     def __str__(self) -> str:
         return f"the {self.indices.shape[-1]} likeliest of {self.classes} classes at temperature {self.temperature:g}"
 
 
-Response = Dense | TopK
+@dataclass(frozen=True)
+class Hidden:
+    """A response as the states `[..., D]` before a linear head, which nobody need multiply out: logits are cap(scale (states weight^T + bias)) `[..., C]`.
+
+    `weight [C, D]`, `bias [C]`; cap(y) = c tanh(y / c) for a `softcap` c.
+    """
+
+    states: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    link: Link = "softmax"
+
+    @property
+    def classes(self) -> int:
+        return len(self.weight)
+
+    @property
+    def predictions(self) -> Size:
+        return self.states.shape[:-1]
+
+    @property
+    def logits(self) -> Tensor:
+        """All logits, multiplied out."""
+        scores = linear(self.states, self.weight, self.bias) * self.scale
+        return scores if self.softcap is None else (scores / self.softcap).tanh() * self.softcap
+
+
+Response = Dense | Hidden | TopK
 
 
 @dataclass(frozen=True)
@@ -99,7 +127,7 @@ class Knowledge:
                 f"whole logits are needed, and the teacher's answer is {found}: match that by response.kd or response.soft_cross_entropy alone, or record "
                 "whole logits (keep: {kind: dense})"
             )
-        return found
+        return Dense(found.logits, found.link) if isinstance(found, Hidden) else found
 
     def _output(self, name: str) -> Response:
         if name not in self.outputs:

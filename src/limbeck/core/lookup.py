@@ -35,7 +35,7 @@ SLOTS = {
     "schemes": "limbeck.core.scheme:Way",
     "tasks": "limbeck.core.task:Task",
     "models": "torch.nn:Module",
-    "export": "limbeck.core.graph:Exporter",
+    "export": "limbeck.export:Exporter",
     "compress": "limbeck.compress:Method",
 }
 """Slot (a folder of the package) -> the class that its parts derive from."""

@@ -23,7 +23,8 @@ from limbeck.bridges.onnx import LIMIT, canonical_bytes
 from limbeck.bridges.onnx_runtime import run, session
 from limbeck.core.errors import ArtifactError, DataError, MismatchError, RecipeError
 from limbeck.core.files import atomic_write
-from limbeck.core.graph import Exporter
+
+from ._exporter import Exporter
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

@@ -95,7 +95,7 @@ class Layered(Objective):
         """Refuse layers whose first axis is not that of the predictions, where these are known."""
         for side, said, paths in (("student", student, [one for one, _ in self.pairs]), ("teacher", teacher, [other for _, other in self.pairs])):
             for path in paths if "main" in said.outputs else ():
-                shape, examples = list(said.feature(path).shape), said.answer.rows
+                shape, examples = list(said.feature(path).shape), said.answer.predictions[0]
                 if not shape or shape[0] != examples:
                     raise MismatchError(
                         f"{type(self).__name__}: the {side}'s {path!r} gives {shape} for {examples} examples, which must come first: "

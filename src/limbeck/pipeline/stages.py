@@ -17,12 +17,11 @@ from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
 from limbeck.core.events import Listener, Note, StageStarted
 from limbeck.core.files import atomic_folder, write_json
-from limbeck.core.graph import Exporter
 from limbeck.core.task import Task
 from limbeck.engine.checkpoint import seed_everything
 from limbeck.engine.loop import Work, fit, steps_per_epoch
 from limbeck.engine.runtime import Runtime
-from limbeck.export import Tolerance, parity
+from limbeck.export import Exporter, Tolerance, parity
 from limbeck.measure.size import file_bytes
 
 from .assemble import assemble

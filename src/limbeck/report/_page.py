@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from limbeck.core import VERSION
 
-from . import _exits, _lifelong, _plots, _story, _synthetic, _tables
+from . import _compression, _exits, _lifelong, _plots, _story, _synthetic, _tables
 from ._chart import key_mark
 from ._format import DASH, duration, times, times_span
 from ._run import MEANING, Run
@@ -56,6 +56,7 @@ def context(run: Run) -> dict[str, Any]:
         "differences": _plots.differences(run),
         "verdicts": [_unbroken(_story.verdict(run, pair)) for pair in fidelity.pairs] if fidelity else [],
         "ratios": _ratios(run),
+        "compressed": _compression.compressed(run),
         "synthetic": _synthetic.sheets(run),
         "stages": _tables.stages(run),
         "parity": _tables.parity(run),

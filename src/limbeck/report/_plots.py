@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from ._chart import Axis, Interval, Point, Series, intervals, lines, plain, reliability, scatter
-from ._format import decimals, percent, percent_span, points, points_span, significant, size
+from ._compression import front
+from ._format import amount, decimals, percent, percent_span, points, points_span, significant, size
 from ._run import Model, Run
 
 
@@ -40,13 +41,14 @@ def _accuracy(run: Run, model: Model) -> str:
 
 
 def trade_offs(run: Run) -> list[Plot]:
-    """Accuracy against latency and against file size, for the models that have both; a chart of fewer than two models says nothing."""
+    """Accuracy against latency, file size and work, for the models that have both; a chart of fewer than two models says nothing."""
     n = run.examples(run.models[0]) if run.models else None
     on = f" on {n:,} {run.split} {run.noun}" if n else ""
     plots = []
     for key, title, unit, field, wording in (
         ("latency", "Accuracy against latency", "latency at batch 1, median, ms", "latency_ms_p50", lambda value: f"{significant(value)} ms"),
         ("size", "Accuracy against file size", "file size, kB", "file_bytes", size),
+        ("macs", "Accuracy against work", "multiply-accumulates of one input", "macs", amount),
     ):
         divisor = 1000 if key == "size" else 1
         shown = [(model, found) for model in run.models if (found := getattr(model.metrics, field)) and model.metrics.accuracy is not None]
@@ -64,7 +66,7 @@ def trade_offs(run: Run) -> list[Plot]:
         crowded = any(abs(a - b) < 0.04 * max(a, b) for at, a in enumerate(costs) for b in costs[:at])
         beside = " Marks of nearly the same cost stand side by side." if crowded else ""
         svg = scatter(f"plot-{key}", title, "; ".join(told) + ".", marks, Axis(unit, plain, log=log, zero=not log), _ACCURACY)
-        plots.append(Plot(key, title, f"Up and to the left is better. Whiskers: 95% intervals of the accuracy{on}.{beside}", svg))
+        plots.append(Plot(key, title, f"Up and to the left is better. Whiskers: 95% intervals of the accuracy{on}.{beside}{front(run, field)}", svg))
     return plots
 
 

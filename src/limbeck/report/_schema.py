@@ -29,6 +29,7 @@ class Metrics(_Record):
     kl_to_teacher: float | None = None
     parameters: Count | None = None
     macs: Count | None = None
+    weights_left: Count | None = None
     file_bytes: Count | None = None
     latency_ms_p50: Amount | None = None
     latency_ms_p90: Amount | None = None

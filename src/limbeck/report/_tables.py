@@ -136,6 +136,7 @@ def cost(run: Run) -> Table:
 
     columns: dict[str, Fill] = {
         "Parameters": less("parameters", lambda value: f"{value:,}", "fewer", "more"),
+        "Weights not zero": less("weights_left", lambda value: f"{value:,}", "fewer", "more"),
         "MACs": less("macs", amount, "fewer", "more"),
         "File": less("file_bytes", size, "smaller", "larger"),
         "Latency p50, ms": milliseconds("latency_ms_p50"),

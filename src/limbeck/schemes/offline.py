@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.core.ask import ask
 from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
-from limbeck.core.knowledge import Knowledge, Reads
+from limbeck.core.knowledge import Hidden, Knowledge, Reads
 from limbeck.core.objective import Contest, Objective, Term
 from limbeck.core.schedule import at
 from limbeck.core.scheme import Losses, Scheme
@@ -242,8 +242,9 @@ class Offline(Scheme):
 
 def _count(student: Knowledge) -> Tensor:
     """How many predictions are valid, a float32 scalar."""
-    logits, mask = student.main.logits, student.mask
-    return logits.new_tensor(float(logits[..., 0].numel()), dtype=torch.float32) if mask is None else mask.sum(dtype=torch.float32)
+    answer, mask = student.answer, student.mask
+    device = answer.states.device if isinstance(answer, Hidden) else student.main.logits.device
+    return torch.tensor(float(answer.predictions.numel()), device=device) if mask is None else mask.sum(dtype=torch.float32)
 
 
 def _labelled(student: Knowledge, batch: Batch) -> Knowledge:
@@ -259,5 +260,5 @@ def _summed(term: Term, each: Tensor, mask: Tensor | None, student: Knowledge, c
         return each * count
     if mask is not None:
         return torch.where(mask, each, each.new_zeros(())).sum()
-    several = each.numel() != student.main.logits[..., 0].numel()  # one loss an example, where an example is several predictions
+    several = each.numel() != student.answer.predictions.numel()  # one loss an example, where an example is several predictions
     return each.mean() * count if several else each.sum()

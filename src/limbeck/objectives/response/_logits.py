@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError
-from limbeck.core.knowledge import Knowledge, Link, TopK
+from limbeck.core.knowledge import Hidden, Knowledge, Link, TopK
 from limbeck.objectives._precision import at_least_float32
 from limbeck.objectives._teacher import given
 
@@ -22,13 +22,14 @@ def check_fit(objective: nn.Module, student: Knowledge, teacher: Knowledge | Non
 
     `topk`: whether the teacher's likeliest classes are enough.
     """
-    name, ours, theirs = type(objective).__name__, student.main, given(objective, teacher).answer
+    name, ours, theirs = type(objective).__name__, student.answer, given(objective, teacher).answer
     if isinstance(theirs, TopK) and not topk:
         raise MismatchError(
             f"{name} reads whole logits, and the teacher's answer is {theirs}: use response.kd or response.soft_cross_entropy, or record whole logits "
             "(keep: {kind: dense})"
         )
-    if ours.classes != theirs.classes:
+    streams = isinstance(ours, Hidden)  # whose vocabulary may be padded
+    if ours.classes != theirs.classes and not streams:
         raise MismatchError(
             f"{name} compares answers class by class: the student has {ours.classes} classes, the teacher {theirs.classes}; "
             "give both the same classes, or match features (feature.fitnet)"
@@ -43,7 +44,7 @@ def check_fit(objective: nn.Module, student: Knowledge, teacher: Knowledge | Non
 
 def check_link(objective: nn.Module, student: Knowledge, link: Link) -> None:
     """Refuse answers that are not of the kind that is compared."""
-    found = student.main.link
+    found = student.answer.link
     if found != link:
         raise MismatchError(
             f"{type(objective).__name__} compares {_COMPARES[link]} and the models' answers are {found}: use {_FITS[found]}, or response.logit_matching for any"

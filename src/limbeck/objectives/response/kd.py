@@ -6,11 +6,12 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.knowledge import Knowledge, TopK
+from limbeck.core.knowledge import Hidden, Knowledge, TopK
 from limbeck.core.schedule import Number, check_number
 from limbeck.core.task import Batch
 from limbeck.objectives._teacher import given
 
+from ._answers import compared
 from ._logits import divergence, prepared
 from ._response import Responding
 from ._topk import check_temperature, coarse
@@ -65,7 +66,9 @@ class KD(Responding):
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
         theirs, temperature = given(self, teacher).answer, self.now(self.temperature)
+        if isinstance(student.answer, Hidden):
+            return compared(student, theirs, temperature=temperature)
         if isinstance(theirs, TopK):
             check_temperature(self, temperature, theirs)
             return divergence(*coarse(student.main.logits, theirs), factor=temperature**2)
-        return kd_loss(student.main.logits, theirs.logits, temperature=temperature)
+        return kd_loss(student.main.logits, theirs.logits, temperature=temperature)  # a teacher's states are multiplied out, as the student's are
