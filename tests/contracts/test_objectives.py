@@ -89,7 +89,7 @@ def change(knowledge: Knowledge, how: Any) -> Knowledge:
     return Knowledge(
         {name: Dense(how(said.logits.detach()).requires_grad_(), said.link) for name, said in knowledge.outputs.items()},
         {path: how(feature.detach()).requires_grad_() for path, feature in knowledge.features.items()},
-        modules=knowledge.modules,
+        modules=copy.deepcopy(knowledge.modules),
         input_gradient=None if knowledge.input_gradient is None else how(knowledge.input_gradient.detach()).requires_grad_(),
     )
 
@@ -98,7 +98,8 @@ def leaves(knowledge: Knowledge | None) -> list[Tensor]:
     if knowledge is None:
         return []
     gradient = [] if knowledge.input_gradient is None else [knowledge.input_gradient]
-    return [*(said.logits for said in knowledge.outputs.values()), *knowledge.features.values(), *gradient]
+    weights = [weight for module in knowledge.modules.values() for weight in module.parameters()]
+    return [*(said.logits for said in knowledge.outputs.values()), *knowledge.features.values(), *gradient, *weights]
 
 
 def labels(objective: Objective, n: int = N) -> dict[str, Tensor]:

@@ -100,6 +100,7 @@ OVER_TIME: dict[str, OverTime] = {
     "assistants": OverTime({"option": "widths", "count": 2}, TAUGHT, LARGE),
     "lifelong": OverTime({"tasks": 2}, {**PLAIN, "task": SPLIT}, {}),
     "bco": OverTime({}, PLAIN, {}),
+    "iterative": OverTime({"method": "prune.weights", "to": 0.9, "rounds": 2}, {**PLAIN, "model": None, "init": "teacher"}, LARGE),
 }
 
 

@@ -16,6 +16,11 @@ def plain(model: nn.Module) -> nn.Module:
     """
     made = copy.deepcopy(model)
     for module in made.modules():
-        for name in list(module.parametrizations) if parametrize.is_parametrized(module) else []:  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if not parametrize.is_parametrized(module):
+            continue
+        own = type(module)  # which torch made for the original, and a deep copy shares: a property taken from it would be gone there too
+        members = {name: value for name, value in vars(own).items() if name not in ("__dict__", "__weakref__")}
+        object.__setattr__(module, "__class__", type(own.__name__, own.__bases__, members))
+        for name in list(module.parametrizations):  # pyright: ignore[reportArgumentType, reportCallIssue]
             parametrize.remove_parametrizations(module, name)
     return made

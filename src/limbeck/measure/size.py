@@ -10,7 +10,7 @@ from limbeck.core.errors import ArtifactError, MismatchError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["file_bytes", "macs", "parameters"]
+__all__ = ["file_bytes", "macs", "parameters", "weights_left"]
 
 _Shape = tuple[int, ...]
 
@@ -18,6 +18,20 @@ _Shape = tuple[int, ...]
 def parameters(model: "nn.Module") -> int:
     """Return how many numbers a model learns or has learnt: a shared parameter counts once, a frozen one too, buffers not at all."""
     return sum(p.numel() for p in model.parameters())
+
+
+def weights_left(model: "nn.Module") -> int:
+    """Return how many parameters are not zero; of a parametrized weight, what it comes to is counted, and not what it is made of."""
+    from torch.nn.utils import parametrize
+
+    total = 0
+    for path, module in model.named_modules():
+        if "parametrizations" in path.split("."):
+            continue
+        made = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # pyright: ignore[reportArgumentType, reportCallIssue]
+        tensors = [*(getattr(module, name) for name in made), *module.parameters(recurse=False)]
+        total += sum(int(tensor.detach().count_nonzero()) for tensor in tensors)
+    return total
 
 
 def _more_ops() -> dict[Any, Callable[..., int]]:

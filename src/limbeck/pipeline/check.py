@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.compress.prune.gradual import Gradual
 from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
 from limbeck.core.errors import MismatchError, StorageError, did_you_mean
@@ -18,6 +19,7 @@ from limbeck.core.task import Task
 from limbeck.engine.loop import optimizers, steps_per_epoch
 from limbeck.engine.runtime import Runtime
 from limbeck.measure.size import parameters
+from limbeck.schemes._checks import compares
 
 from .assemble import assemble
 from .compressed import method_of
@@ -69,6 +71,7 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
                 if how[name]:  # a player's is known when it has run
                     models[name], how[name] = grown(models[name], how[name], facts)
                 _check_inputs(name, stage, tasks[name], tasks, given)
+                _check_selection(recipe, name, stage)
                 first, *more = _trains(recipe, name, stage, tasks[name], models, given, listener)
                 said += [f"stage {name}: {first} on {spec.devices} x {runtime.fabric.device.type}", *(f"stage {name}: {line}" for line in more)]
             elif isinstance(stage, GivenStage):
@@ -101,6 +104,20 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
                 lookup.build("compress", part.kind, part.options)
                 said.append(f"stage {name}: {stage.of} by {part.kind}")
     return said
+
+
+def _check_selection(recipe: Recipe, name: str, stage: TrainStage) -> None:
+    """Refuse to choose an epoch by validation where the first ones are of a denser model than is asked for."""
+    start = recipe.stages.get(stage.init or "")
+    if not isinstance(start, CompressStage) or (stage.select == "last" and not stage.early_stopping):
+        return
+    _, surgery = method_of(start.method)
+    if isinstance(surgery, Gradual):
+        settled = surgery.settled({"end": surgery.end}, stage.epochs)
+        raise MismatchError(
+            f"stage {name} is pruned while it trains until epoch {settled} of {stage.epochs} (prune.gradual), and the best epoch by validation may be of a "
+            "denser model: select: last, without early_stopping"
+        )
 
 
 def _of(models: Mapping[str, nn.Module], name: str) -> nn.Module:
@@ -162,7 +179,7 @@ def _trains(
     scheme = made.scheme
     optimizers(scheme, stage)
     steps = steps_per_epoch(made.loader, stage)
-    for term in (module for module in scheme.modules() if isinstance(module, Term) and module.objective.batchwise):
+    for term in (module for module in scheme.modules() if isinstance(module, Term) and compares(module.objective)):
         shares = stage.accumulate * (1 if term.gather else recipe.runtime.devices)
         if shares > 1:
             told = f"{type(term.objective).__name__} compares examples within a batch: {shares} micro-batches change what it means"

@@ -25,11 +25,11 @@ from limbeck.engine.checkpoint import seed_everything
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.runtime import Accelerator, Runtime
 from limbeck.measure.latency import ModelFile, measure_files
-from limbeck.measure.size import macs, parameters
+from limbeck.measure.size import macs, parameters, weights_left
 
 from .modules import load_module
 from .publish import Publication, real_batch, seal_with_proof
-from .recipe import ChooseStage, CompressStage, Part
+from .recipe import ChooseStage, CompressStage, Part, Recipe, TrainStage
 from .resolve import graph_part
 
 __all__ = ["bench_of", "choose_stage", "compress_stage", "held", "method_of", "shrink", "validated"]
@@ -126,7 +126,7 @@ def compress_stage(
             for line in done.operated.said:
                 listener(Note(line, name))
             made, spec = done.model, spec | {"changes": done.changes}
-            metrics: dict[str, Any] = {"parameters": parameters(made), **done.operated.metrics}
+            metrics: dict[str, Any] = {"parameters": parameters(plain(made)), **done.operated.metrics}
             decided: dict[str, Any] = {"method": kind, "layers": [dict(row) for row in done.operated.layers], "said": list(done.operated.said)}
             file = "model.safetensors"
             with storage(folder):
@@ -136,21 +136,26 @@ def compress_stage(
             decided = {"method": kind, **method.pack(copy.deepcopy(made).cpu(), folder / file)}
             made.load_state_dict(method.unpack(folder / file))  # what was packed is what is judged
             spec |= {"changes": _lasting(spec.get("changes", ())), "packed": kind}
-            kept = {figure: source.metrics[figure] for figure in ("weights_left", "sparsity") if figure in source.metrics}
-            metrics = {"parameters": parameters(made), "file_bytes": (folder / file).stat().st_size, **kept}
+            metrics = {"parameters": parameters(made), "file_bytes": (folder / file).stat().st_size}
         example = real_batch(task, 1, runtime.device)
+        metrics |= {"weights_left": weights_left(made)}
         metrics |= {"macs": macs(made, example["input"], ask=lambda asked: task.forward(asked, example))} | validated(made, task, runtime)
         write_json(folder / "compression.json", decided)
         seal_with_proof(told, folder, task, partial(task.forward, made), "module", file, spec, metrics, runtime.device)
 
 
-def choose_stage(name: str, stage: ChooseStage, found: Mapping[str, Artifact], task: Task, told: Publication, listener: Listener) -> None:
+def choose_stage(recipe: Recipe, name: str, found: Mapping[str, Artifact], task: Task, told: Publication, listener: Listener) -> None:
     """Copy the artifact of the smallest model that is hardly worse than another, and say what was compared.
 
     Raises:
         MismatchError: an artifact without the figures to choose by, or none that is good enough.
     """
-    metric, figures = f"validation_{task.metric}", {one: artifact.metrics for one, artifact in found.items()}
+    stage, metric = recipe.stages[name], f"validation_{task.metric}"
+    assert isinstance(stage, ChooseStage)
+    figures = {one: artifact.metrics for one, artifact in found.items()}
+    for one in found:  # of a stage that keeps its last epoch, the last epoch's
+        if isinstance(trained := recipe.stages[one.partition(".")[0]], TrainStage) and trained.select == "last" and f"{metric}_last" in figures[one]:
+            figures[one][metric] = figures[one][f"{metric}_last"]
     for one in found:
         lacking = [figure for figure in (metric, *((stage.by,) if one in stage.of else ())) if figure not in figures[one]]
         if lacking:

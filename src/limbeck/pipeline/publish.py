@@ -23,7 +23,7 @@ from limbeck.engine.loop import Fit
 from limbeck.engine.plan import Training
 from limbeck.measure.answers import numbers, yes_or_no
 from limbeck.measure.fidelity import fidelity
-from limbeck.measure.size import macs, parameters
+from limbeck.measure.size import macs, parameters, weights_left
 from limbeck.models.exits import Exits
 
 from .anytime import Heard
@@ -124,7 +124,7 @@ def publish_module(
     best, last = choose(model, fitted, plan, player)
     example = real_batch(task, 1, device)
     operations = macs(model, example["input"], ask=lambda asked: task.forward(asked, example))
-    metrics = training_metrics(fitted, player) | {"parameters": parameters(model), "macs": operations}
+    metrics = training_metrics(fitted, player) | {"parameters": parameters(model), "weights_left": weights_left(model), "macs": operations}
     with atomic_folder(told.target) as folder:
         with storage(folder):
             save_file(best, folder / "best.safetensors")

@@ -23,7 +23,7 @@ from limbeck.core.task import Task
 from .compare import compare
 from .lifelong import lifelong
 from .measured import measured
-from .recipe import DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe, origin, parents
+from .recipe import ChooseStage, CompressStage, DistillStage, ExportStage, QuantizeStage, Recipe, TrainStage, load_recipe, parents
 from .resolve import make_tasks, stage_hashes
 
 __all__ = ["Run", "run_recipe"]
@@ -209,11 +209,19 @@ def roles(recipe: Recipe) -> dict[str, str | None]:
         if isinstance(stage, ExportStage) and stage.of == found["student"]:
             found["shipped"] = name
     for name, stage in recipe.stages.items():
-        if isinstance(stage, ExportStage) and found["shipped"] is None and found["student"] and origin(recipe, name) == origin(recipe, found["student"]):
+        if isinstance(stage, ExportStage) and found["shipped"] is None and _comes_of(recipe, name, found["student"]):
             found["shipped"] = name  # what was made of the student before it was exported
         if isinstance(stage, QuantizeStage) and found["shipped"] and stage.of == found["shipped"]:
             found["int8"] = name
     return found
+
+
+def _comes_of(recipe: Recipe, name: str, student: str | None) -> bool:
+    """Whether a stage's model is the student's, compressed, chosen or exported since."""
+    stage = recipe.stages[name.partition(".")[0]]
+    if name == student or not isinstance(stage, (CompressStage, ChooseStage, ExportStage, QuantizeStage)):
+        return name == student
+    return any(_comes_of(recipe, one, student) for one in (stage.of if isinstance(stage, ChooseStage) else [stage.of]))
 
 
 def _taught(stage: TrainStage) -> bool:

@@ -73,7 +73,7 @@ def run_stage(job: Job, task: Task, listener: Listener) -> None:
             compress_stage(job.name, stage, job.parent(stage.of), task, told, spec.accelerator, seed, listener)
     elif isinstance(stage, ChooseStage):
         listener(StageStarted(job.name, stage.kind))
-        choose_stage(job.name, stage, {one: job.parent(one) for one in parents(stage)}, task, _publication(job), listener)
+        choose_stage(job.recipe, job.name, {one: job.parent(one) for one in parents(stage)}, task, _publication(job), listener)
     elif isinstance(stage, ExportStage):
         _export(job, stage, task, listener)
     else:

@@ -125,6 +125,10 @@ def cost(run: Run) -> Table:
 
         return fill
 
+    def left(model: Model) -> Cell:
+        metrics = model.metrics
+        return Cell() if metrics.weights_left in (None, metrics.parameters) else Cell(f"{metrics.weights_left:,}")
+
     def milliseconds(name: str) -> Fill:
         return _figure(name, significant)
 
@@ -136,7 +140,7 @@ def cost(run: Run) -> Table:
 
     columns: dict[str, Fill] = {
         "Parameters": less("parameters", lambda value: f"{value:,}", "fewer", "more"),
-        "Weights not zero": less("weights_left", lambda value: f"{value:,}", "fewer", "more"),
+        "Weights not zero": left,
         "MACs": less("macs", amount, "fewer", "more"),
         "File": less("file_bytes", size, "smaller", "larger"),
         "Latency p50, ms": milliseconds("latency_ms_p50"),

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError
 from limbeck.core.gather import gathered
-from limbeck.core.objective import Term
+from limbeck.core.objective import Objective, Term
 from limbeck.core.task import Batch, Task
 from limbeck.core.teacher import Teacher
 
-__all__ = ["check_apart", "check_company", "check_fields", "check_runs", "evaluating", "named"]
+__all__ = ["check_apart", "check_company", "check_fields", "check_runs", "compares", "evaluating", "named"]
 
 
 @contextmanager
@@ -60,10 +60,16 @@ def check_fields(terms: Mapping[str, Term], batch: Batch) -> None:
             raise MismatchError(f"the objective {name} reads the field {sorted(missing)[0]!r} and the batch has {', '.join(batch)}")
 
 
+def compares(objective: Objective) -> bool:
+    """Whether an objective compares the examples of a batch; one that reads nothing of them, but weights alone, does not."""
+    reads = objective.needs.student
+    return objective.batchwise and bool(reads.outputs or reads.features or reads.input_gradient)
+
+
 def check_company(terms: Mapping[str, Term], count: Tensor) -> None:
     """Refuse a batch of a single prediction where an objective compares them."""
     for name, term in terms.items():
-        if term.objective.batchwise and (gathered(count.view(1)).sum() if term.gather else count) == 1:
+        if compares(term.objective) and (gathered(count.view(1)).sum() if term.gather else count) == 1:
             raise MismatchError(f"the objective {name} compares the examples of a batch and the batch has one: take batch_size 2 or more")
 
 

@@ -1,0 +1,1 @@
+"""Fewer weights, channels, heads or layers."""
