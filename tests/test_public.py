@@ -54,6 +54,7 @@ PUBLIC = [
     "predict",
     "record",
     "run",
+    "shrink",
 ]
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .objectives.response.logit_matching import LogitMatching
     from .objectives.response.soft_cross_entropy import SoftCrossEntropy
     from .objectives.supervised import Supervised
+    from .pipeline.compressed import shrink
     from .pipeline.easy import Result, distill
     from .pipeline.modules import load
     from .pipeline.predict import predict
@@ -91,6 +92,7 @@ _WHERE = {
     "predict": "pipeline.predict",
     "record": "pipeline.recorded",
     "run": "report.run",
+    "shrink": "pipeline.compressed",
 }
 
 __all__ = [
@@ -133,6 +135,7 @@ __all__ = [
     "predict",
     "record",
     "run",
+    "shrink",
 ]  # fmt: skip
 
 

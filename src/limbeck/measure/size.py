@@ -16,22 +16,29 @@ _Shape = tuple[int, ...]
 
 
 def parameters(model: "nn.Module") -> int:
-    """Return how many numbers a model learns or has learnt: a shared parameter counts once, a frozen one too, buffers not at all."""
-    return sum(p.numel() for p in model.parameters())
+    """Return how many numbers a model learns or has learnt: a shared parameter counts once, a frozen one too, buffers not at all.
+
+    A parametrized weight counts as what it comes to, and not as what it is made of.
+    """
+    return sum(tensor.numel() for tensor in _weights(model))
 
 
 def weights_left(model: "nn.Module") -> int:
-    """Return how many parameters are not zero; of a parametrized weight, what it comes to is counted, and not what it is made of."""
+    """Return how many of a model's `parameters` are not zero."""
+    return sum(int(tensor.detach().count_nonzero()) for tensor in _weights(model))
+
+
+def _weights(model: "nn.Module") -> "list[Tensor]":
+    """Every parameter once; in the place of what a parametrized weight is made of, the weight."""
     from torch.nn.utils import parametrize
 
-    total = 0
+    found: dict[int, Tensor] = {}
     for path, module in model.named_modules():
         if "parametrizations" in path.split("."):
             continue
-        made = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # pyright: ignore[reportArgumentType, reportCallIssue]
-        tensors = [*(getattr(module, name) for name in made), *module.parameters(recurse=False)]
-        total += sum(int(tensor.detach().count_nonzero()) for tensor in tensors)
-    return total
+        made = [getattr(module, name) for name in module.parametrizations] if parametrize.is_parametrized(module) else []  # pyright: ignore[reportGeneralTypeIssues]
+        found |= {id(tensor): tensor for tensor in (*made, *module.parameters(recurse=False))}
+    return list(found.values())
 
 
 def _more_ops() -> dict[Any, Callable[..., int]]:

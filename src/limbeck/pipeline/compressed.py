@@ -126,7 +126,7 @@ def compress_stage(
             for line in done.operated.said:
                 listener(Note(line, name))
             made, spec = done.model, spec | {"changes": done.changes}
-            metrics: dict[str, Any] = {"parameters": parameters(plain(made)), **done.operated.metrics}
+            metrics: dict[str, Any] = {"parameters": parameters(made), **done.operated.metrics}
             decided: dict[str, Any] = {"method": kind, "layers": [dict(row) for row in done.operated.layers], "said": list(done.operated.said)}
             file = "model.safetensors"
             with storage(folder):

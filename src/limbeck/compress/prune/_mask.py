@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from limbeck.compress._method import Bench, Compensating, Saliency
 from limbeck.core.errors import ArtifactError, DataError, RecipeError, did_you_mean
 
-__all__ = ["emptied", "hold_zeros", "lowest", "prunable", "record_of", "recorded", "remove", "restored", "rows", "scores"]
+__all__ = ["emptied", "hold_zeros", "lowest", "prunable", "record_of", "recorded", "remove", "restored", "rows", "scores", "still_there"]
 
 
 def prunable(model: nn.Module, layers: Sequence[str] | None, spare: Sequence[str], *, biases: bool) -> dict[str, nn.Parameter]:
@@ -149,6 +149,12 @@ def recorded(model: nn.Module, record: Mapping[str, Any]) -> dict[str, nn.Parame
     if missing := [name for name in names if name not in known]:
         raise ArtifactError(f"the record of a pruned model names {missing[0]!r}, which {type(model).__name__} has not")
     return {name: known[name] for name in names}
+
+
+def still_there(model: nn.Module, record: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+    """Return those of a record's parameters that no later surgery has put others in the place of: what took their place answers for its own zeros."""
+    known = dict(model.named_parameters())
+    return {name: known[name] for name in record["parameters"] if name in known}
 
 
 def hold_zeros(parameters: Mapping[str, nn.Parameter]) -> None:

@@ -187,4 +187,5 @@ def _told(reasons: Mapping[str, str]) -> list[str]:
     for path, reason in reasons.items():
         by.setdefault(reason, []).append(path)
     by.pop("it is what the model answers", None)
-    return [f"{', '.join(paths[:3])}{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} stays whole or in part: {reason}" for reason, paths in by.items()]
+    named = {reason: ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "") for reason, paths in by.items()}
+    return [f"{paths} {'stay' if len(by[reason]) > 1 else 'stays'} whole or in part: {reason}" for reason, paths in named.items()]

@@ -9,7 +9,7 @@ from limbeck.compress._method import Bench, Held, Operated
 from limbeck.compress._plain import plain
 from limbeck.core.errors import MismatchError
 
-from ._mask import hold_zeros, record_of, recorded
+from ._mask import hold_zeros, record_of, recorded, still_there
 from ._schedule import masked
 
 __all__ = ["Finish"]
@@ -51,4 +51,4 @@ class Finish(Held):
     @staticmethod
     def hold(model: nn.Module, record: Mapping[str, Any]) -> None:
         """Give every pruned weight's zeros a gradient of zero."""
-        hold_zeros(recorded(model, record))
+        hold_zeros(still_there(model, record))

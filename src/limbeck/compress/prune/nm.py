@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from limbeck.compress._method import Bench, Held, Operated
 from limbeck.core.errors import RecipeError
 
-from ._mask import hold_zeros, lowest, prunable, record_of, recorded, remove, restored, scores
+from ._mask import hold_zeros, lowest, prunable, record_of, recorded, remove, restored, scores, still_there
 from .saliency._named import named
 
 __all__ = ["Nm"]
@@ -74,7 +74,7 @@ class Nm(Held):
     @staticmethod
     def hold(model: nn.Module, record: Mapping[str, Any]) -> None:
         """Give every pruned parameter's zeros a gradient of zero."""
-        hold_zeros(recorded(model, record))
+        hold_zeros(still_there(model, record))
 
 
 def _groups(parameters: Mapping[str, Tensor], m: int) -> Tensor:

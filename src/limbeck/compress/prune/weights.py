@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from limbeck.compress._method import Bench, Held, Operated
 from limbeck.core.errors import RecipeError
 
-from ._mask import emptied, hold_zeros, lowest, prunable, record_of, recorded, remove, restored, rows, scores
+from ._mask import emptied, hold_zeros, lowest, prunable, record_of, recorded, remove, restored, rows, scores, still_there
 from ._target import Target, apportion, weights_left
 from .saliency._named import named
 
@@ -95,7 +95,7 @@ class Weights(Held):
     @staticmethod
     def hold(model: nn.Module, record: Mapping[str, Any]) -> None:
         """Give every pruned parameter's zeros a gradient of zero."""
-        hold_zeros(recorded(model, record))
+        hold_zeros(still_there(model, record))
 
     def _groups(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The group of each weight, within which it is compared, `[P]`."""
