@@ -25,6 +25,8 @@ PUBLIC = [
     "Ensemble",
     "FitNet",
     "Frozen",
+    "GMDHClassifier",
+    "GMDHRegressor",
     "Image",
     "KD",
     "LimbeckError",

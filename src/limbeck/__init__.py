@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from .core import VERSION
 
 if TYPE_CHECKING:
+    from .compress.grow._classifier import GMDHClassifier
+    from .compress.grow._regressor import GMDHRegressor
     from .core.artifact import Artifact
     from .core.errors import LimbeckError
     from .models.cnn import CNN
@@ -64,6 +66,8 @@ _WHERE = {
     "Ensemble": "teachers.ensemble",
     "FitNet": "objectives.feature.fitnet",
     "Frozen": "teachers.frozen",
+    "GMDHClassifier": "compress.grow._classifier",
+    "GMDHRegressor": "compress.grow._regressor",
     "Image": "tasks.image",
     "KD": "objectives.response.kd",
     "LimbeckError": "core.errors",
@@ -110,6 +114,8 @@ __all__ = [
     "Ensemble",
     "FitNet",
     "Frozen",
+    "GMDHClassifier",
+    "GMDHRegressor",
     "Image",
     "LimbeckError",
     "LogitMatching",
