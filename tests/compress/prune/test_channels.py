@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from limbeck.bridges.onnx_runtime import run
 from limbeck.compress import Bench
 from limbeck.compress.prune.channels import Channels
-from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.errors import MismatchError, MissingDependency, RecipeError
 from limbeck.core.lookup import build
 from limbeck.export.onnx import Onnx
 from limbeck.measure.size import macs
@@ -207,6 +208,15 @@ def test_frozen_stays_frozen_and_half_stays_half():
 def test_options_that_cannot_be_meant(option, words):
     with pytest.raises(RecipeError, match=words):
         Channels(target={"macs": 0.5}, **option)
+
+
+def test_it_is_built_again_without_the_library(monkeypatch):
+    done = Channels(target={"ratio": 0.5}).operate(fresh("cnn")[0], bench_of())
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    again = Channels.rebuild(fresh("cnn")[0], done.record)
+    again.load_state_dict(done.model.state_dict())
+    with pytest.raises(MissingDependency, match=r'pip install "limbeck\[prune\]"'):
+        Channels(target={"ratio": 0.5}).operate(fresh("cnn")[0], bench_of())
 
 
 def test_a_recipe_is_checked_by_its_options():

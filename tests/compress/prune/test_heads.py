@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ def fresh():
     return ViT((1, 8, 8), 3, dim=24, depth=2, heads=4).eval()
 
 
-def test_heads_that_nothing_reads_go_without_a_trace():
+def test_heads_that_nothing_reads_go_without_a_trace(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)  # which heads do not need
     model = fresh()
     with torch.no_grad():
         for block in model.blocks:

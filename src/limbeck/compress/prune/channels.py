@@ -26,9 +26,9 @@ Only = Literal["all", "conv", "linear"]
 
 
 class Channels(Surgery):
-    """Take away output channels (of a convolution, its filters), and what depends on them: norms, the columns of what reads them, whatever a residual sum,
-    a concatenation, a flattening or a depthwise convolution ties to them.
+    """Take away output channels (of a convolution, its filters), and all that depends on them.
 
+    That is their norms, the columns of what reads them, and whatever a residual sum, a concatenation, a flattening or a depthwise convolution ties to them.
     The units are ranked by a saliency, and as many go as it takes to meet the target. What stays are rows and columns of the given weights, untouched. What
     the model answers, and its input, are never cut; heads of attention are for prune.heads. Before anything is judged, and again at the end, the smaller
     model is run on two examples and must answer as the given one does without what went.

@@ -1,6 +1,6 @@
 """Geometric median: a filter in the midst of the others can be made of them.
 
-He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019, arXiv:1811.00250, sec. 3.3.
+He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019, arXiv:1811.00250.
 """
 
 from collections.abc import Sequence
