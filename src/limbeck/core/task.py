@@ -62,11 +62,7 @@ class Loader(ABC):
 
 
 def starts(count: int, how: How, *, of: str = "the training split has {} examples") -> range:
-    """Return where in an epoch's order of `count` examples each batch of a process begins, as `Task.loader` promises; `of` tells how many there are.
-
-    >>> starts(10, {"batch_size": 2, "rank": 1, "world": 2}), list(starts(10, {"batch_size": 2, "world": 2, "whole": True}))
-    (range(2, 8, 4), [0, 4, 8])
-    """
+    """Return where in an epoch's order of `count` examples each batch of a process begins, as `Task.loader` promises; `of` tells how many there are."""
     size, rank, world, whole = how["batch_size"], how.get("rank", 0), how.get("world", 1), how.get("whole", False)
     assert 0 <= rank < world
     if size < 1:
