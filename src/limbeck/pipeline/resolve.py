@@ -23,6 +23,7 @@ from .learnt import grafted
 from .recipe import ChooseStage, CompressStage, DistillStage, Drawing, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, task_of
 
 __all__ = [
+    "HANDED",
     "drawing",
     "from_store",
     "full",
@@ -40,7 +41,7 @@ __all__ = [
 _FROM_STAGES = frozenset({"model", "models", "store"})
 _GIVEN = _FROM_STAGES | {"student"}
 """What a teacher's constructor may ask for; from stages, but for the student."""
-_HANDED = {
+HANDED = {
     "models": frozenset({"in_shape", "classes"}),
     "teachers": _GIVEN,
     "transfer": frozenset({"source", "partner"}),
@@ -54,7 +55,7 @@ _NO_MATTER = {"keep"}
 def full(slot: str, part: Part) -> dict[str, Any]:
     """Return a part's kind and options in full, JSON-able."""
     found = lookup.find(slot, part.kind)
-    handed = _HANDED.get(slot, frozenset()) & frozenset(inspect.signature(found).parameters)
+    handed = HANDED.get(slot, frozenset()) & frozenset(inspect.signature(found).parameters)
     label = part.kind if part.kind.startswith("python:") else f"{slot}.{lookup.full_name(slot, part.kind)}"
     options = lookup.check_options(found, part.options, label, handed)
     return {"kind": lookup.full_name(slot, part.kind), **pydantic_core.to_jsonable_python(options)}
