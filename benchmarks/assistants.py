@@ -12,15 +12,14 @@ import argparse
 import json
 import os
 import statistics
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from limbeck.pipeline.recipe import builtin
+from paired import difference, every
 from records import tell
-from schemes import difference
 
 Figures = dict[str, dict[str, Any]]
 
@@ -36,11 +35,7 @@ def main() -> None:
     if arguments.seeds < 2:
         parser.error("an interval needs two seeds or more")
     calls = [(recipe(arguments.widths, seed, arguments.epochs), arguments.out / f"seed{seed}") for seed in range(arguments.seeds)]
-    if arguments.jobs == 1:
-        runs = [one_seed(call) for call in calls]
-    else:
-        with ProcessPoolExecutor(arguments.jobs) as pool:
-            runs = list(pool.map(one_seed, calls))
+    runs = every(one_seed, calls, arguments.jobs)
     rows = [row(width, runs) for width in arguments.widths]
     print(json.dumps({"benchmark": "assistants", "epochs": arguments.epochs, "seeds": arguments.seeds, "widths": rows}), flush=True)
     tell(table(rows))

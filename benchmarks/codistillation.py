@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from paired import difference
 from records import tell
-from schemes import difference
 
 
 def main() -> None:

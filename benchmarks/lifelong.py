@@ -12,12 +12,10 @@ import argparse
 import json
 import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from limbeck.core.files import read_json
-from limbeck.measure.statistics import paired_t
+from paired import difference, every, interval
 from records import tell
 
 FIGURES = ("average_accuracy", "forgetting", "task_average_accuracy", "task_forgetting")
@@ -36,11 +34,7 @@ def main() -> None:
     if arguments.seeds < 2:
         parser.error("an interval needs two seeds or more")
     calls = [(arguments.recipe, seed, arguments.set, arguments.out / Path(arguments.recipe).stem / f"seed{seed}") for seed in range(arguments.seeds)]
-    if arguments.jobs == 1:
-        runs = [one_seed(call) for call in calls]
-    else:
-        with ProcessPoolExecutor(arguments.jobs) as pool:
-            runs = list(pool.map(one_seed, calls))
+    runs = every(one_seed, calls, arguments.jobs)
     methods = {method: {figure: interval([run[method][figure] for run in runs]) for figure in FIGURES if figure in runs[0][method]} for method in runs[0]}
     average = {method: [run[method]["average_accuracy"] for run in runs] for method in runs[0]}
     pairs = [pair.split(":") for pair in arguments.pairs.split(",")]
@@ -65,19 +59,6 @@ def one_seed(call: tuple[str, int, Iterable[str], Path]) -> dict[str, dict[str, 
     last = {name: told["figures"] for name, told in stages.items() if name not in went_on}
     tell(f"{recipe}, seed {seed}: " + ", ".join(f"{name} {figures['average_accuracy']:.4f}" for name, figures in last.items()))
     return last
-
-
-def interval(values: list[float]) -> dict[str, Any]:
-    """The mean over the seeds with its interval."""
-    found = paired_t(values)
-    return {"mean": found.mean, "low": found.low, "high": found.high, "values": values}
-
-
-def difference(a: list[float], b: list[float]) -> dict[str, Any]:
-    """The paired difference over the seeds, with its interval."""
-    gaps = [one - other for one, other in zip(a, b, strict=True)]
-    found = paired_t(gaps)
-    return {"mean": found.mean, "low": found.low, "high": found.high, "above": sum(gap > 0 for gap in gaps), "n": len(gaps)}
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ import json
 import os
 import statistics
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from limbeck.measure.statistics import paired_t
+from paired import difference, every
 from records import tell
 
 
@@ -34,11 +33,7 @@ def main() -> None:
         parser.error("an interval needs two seeds or more")
     for recipe in arguments.recipes:
         calls = [(recipe, seed, arguments.set, arguments.out / Path(recipe).stem / f"seed{seed}") for seed in range(arguments.seeds)]
-        if arguments.jobs == 1:
-            runs = [one_seed(call) for call in calls]
-        else:
-            with ProcessPoolExecutor(arguments.jobs) as pool:
-                runs = list(pool.map(one_seed, calls))
+        runs = every(one_seed, calls, arguments.jobs)
         pairs = [pair.split(":") for pair in arguments.pairs.split(",")]
         stages = {stage: [run[stage][arguments.metric] for run in runs] for stage in runs[0] if all(arguments.metric in run[stage] for run in runs)}
         found = {
@@ -58,13 +53,6 @@ def one_seed(call: tuple[str, int, Iterable[str], Path]) -> dict[str, dict[str, 
     done = limbeck.run(recipe, sets=[f"seed={seed}", "runtime.threads=1", "measure.latency=false", *sets], out=out)
     tell(f"{recipe}, seed {seed}: " + ", ".join(f"{name} {stage['metrics'].get('accuracy', float('nan')):.4f}" for name, stage in done.stages.items()))
     return {name: stage["metrics"] for name, stage in done.stages.items()}
-
-
-def difference(a: list[float], b: list[float]) -> dict[str, Any]:
-    """The paired difference over the seeds, with its interval."""
-    gaps = [one - other for one, other in zip(a, b, strict=True)]
-    interval = paired_t(gaps)
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "above": sum(gap > 0 for gap in gaps), "n": len(gaps)}
 
 
 if __name__ == "__main__":

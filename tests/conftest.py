@@ -2,10 +2,13 @@
 
 import os
 import pickle
+import threading
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.served import Server
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; `make test` runs a process for each core
 
@@ -55,3 +58,16 @@ def planetoid(tmp_path: Path) -> Path:
     (folder / "ind.cora.graph").write_bytes(pickle.dumps(graph, protocol=2))
     (folder / "ind.cora.test.index").write_text("".join(f"{node}\n" for node in test))
     return tmp_path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that listens as long as the test runs."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    made = Server()
+    thread = threading.Thread(target=made.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+    thread.join()

@@ -6,8 +6,7 @@ found in the folder; a missing row fails one test, which says how to add it.
 
 import copy
 import inspect
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.watched import Killed, Watched, kill, press
 from torch import Tensor, nn
 
 from limbeck.core.artifact import Artifact
@@ -177,29 +177,6 @@ class Example:
         return scheme, fit(scheme, self.task, loader, PLAN, Runtime(), work=work, listener=listener)
 
 
-class Killed(Exception):
-    """Stands for a kill between two steps."""
-
-
-class Dying(Loader):
-    """A loader that a person interrupts while batch `press` is drawn, and that is gone while batch `die` is, counted over all epochs."""
-
-    def __init__(self, loader: Loader, *, press: int = 0, die: int = 0) -> None:
-        self.loader, self.press, self.die, self.drawn = loader, press, die, 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        for batch in self.loader.batches(epoch, skip=skip):
-            self.drawn += 1
-            if self.drawn == self.press:
-                signal.raise_signal(signal.SIGINT)
-            if self.drawn == self.die:
-                raise Killed
-            yield batch
-
-
 stepping = pytest.mark.parametrize("kind", STEPPING)
 
 
@@ -341,9 +318,9 @@ def test_killed_and_resumed_it_is_the_uninterrupted_training_to_the_bit(example:
     whole, told = example.run(example.loader(), None)
     work = tmp_path / "work"
     with pytest.raises(Interrupted):
-        example.run(Dying(example.loader(), press=7), work)
+        example.run(Watched(example.loader(), press(7)), work)
     with pytest.raises(Killed):
-        example.run(Dying(example.loader(), die=8), work)  # into the second epoch: back to the checkpoint at the end of the first
+        example.run(Watched(example.loader(), kill(8)), work)  # into the second epoch: back to the checkpoint at the end of the first
     resumed, retold = example.run(example.loader(), work)
     assert same(dict(whole.state_dict()), dict(resumed.state_dict())) == []
     assert retold.history == told.history

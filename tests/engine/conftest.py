@@ -1,7 +1,6 @@
 """A small classification task, and one call that trains on it."""
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.watched import Watched
 from torch import Tensor, nn
 
 from limbeck.core.events import Event, silent
@@ -18,25 +18,6 @@ from limbeck.core.task import Batch, Loader, Task
 from limbeck.engine.loop import Fit, Work, fit
 from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Runtime
-
-
-class Killed(Exception):
-    """Stands for a kill between two steps."""
-
-
-class Watched(Loader):
-    """A loader that calls `at(number, batch)` as each batch is drawn, counted from 1 over all epochs, and gives what that returns."""
-
-    def __init__(self, loader: Loader, at: Callable[[int, Batch], Batch]) -> None:
-        self.loader, self.at, self.drawn = loader, at, 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        for batch in self.loader.batches(epoch, skip=skip):
-            self.drawn += 1
-            yield self.at(self.drawn, batch)
 
 
 @dataclass
@@ -71,28 +52,6 @@ class Trial:
         work = None if folder is None else Work(folder, folder / "logs")
         fitted = fit(scheme, self.task, loader, self.plan, Runtime(precision=self.plan.precision), work=work, listener=listener)
         return dict(scheme.state_dict()), fitted
-
-
-def press(step: int) -> Callable[[int, Batch], Batch]:
-    """Press Ctrl-C while batch `step` is drawn."""
-
-    def at(number: int, batch: Batch) -> Batch:
-        if number == step:
-            signal.raise_signal(signal.SIGINT)
-        return batch
-
-    return at
-
-
-def kill(step: int) -> Callable[[int, Batch], Batch]:
-    """Die while batch `step` is drawn."""
-
-    def at(number: int, batch: Batch) -> Batch:
-        if number == step:
-            raise Killed
-        return batch
-
-    return at
 
 
 @pytest.fixture(scope="session")

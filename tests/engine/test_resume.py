@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.watched import Killed, kill, press
 from torch import Tensor
 
 from limbeck.core.errors import Interrupted
@@ -15,7 +16,7 @@ from limbeck.core.task import Task
 from limbeck.engine import checkpoint
 from limbeck.engine.plan import Training
 
-from .conftest import Killed, Trial, game, hint, kd, kill, mlp, press, supervised
+from .conftest import Trial, game, hint, kd, mlp, supervised
 
 STEPS = 12  # of an epoch: 192 examples by 16
 

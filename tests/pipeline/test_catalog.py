@@ -206,6 +206,24 @@ def test_a_page_tells_paper_options_and_needs():
     assert fitnet.options[0].default == '"auto"'
 
 
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("teachers.frozen", ("model: given by limbeck",)),
+        ("teachers.ema", ("student: given by limbeck",)),
+        ("teachers.blackbox", ()),  # `call` is for Python alone
+        ("teachers.peer", ()),
+        ("tasks.classify", ()),
+        ("tasks.image", ()),
+        ("transfer.paired", ("partner: given by limbeck",)),
+        ("models.mlp", ("in_shape, classes: given by limbeck",)),
+    ],
+)
+def test_a_page_tells_what_limbeck_gives_and_not_what_python_may(name, needs):
+    page = describe(name)
+    assert isinstance(page, PartPage) and page.needs == needs
+
+
 def test_what_follows_a_citation_is_left_out():
     page = describe("static_int8")
     assert isinstance(page, PartPage)

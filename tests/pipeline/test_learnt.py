@@ -10,7 +10,10 @@ from safetensors.torch import load_file
 from limbeck.core.artifact import Artifact
 from limbeck.core.errors import MismatchError
 from limbeck.core.events import Note, silent
+from limbeck.core.lookup import build
+from limbeck.pipeline.learnt import take_over
 from limbeck.pipeline.modules import Graph, load
+from limbeck.pipeline.recipe import ObjectiveSpec
 from limbeck.pipeline.run import run_recipe
 from limbeck.report.run import run
 
@@ -48,6 +51,21 @@ def test_another_objective_s_stage_has_nothing_to_take_over(tmp_path: Path) -> N
     second = STUDENT | {"objectives": [{"kind": "factor_transfer", "learns": "translator", "init": "first"}]}
     with pytest.raises(MismatchError, match="takes over what stage 'first' learnt, which has 0 objectives of that kind"):
         run_recipe(recipe(first=STUDENT, second=second), out=tmp_path, listener=silent)
+
+
+def test_a_scheme_that_lost_an_objective_is_found_out() -> None:
+    scheme = build("schemes", "offline", {}, torch.nn.Linear(2, 2), None, [build("objectives", "supervised", {})])
+    told = ObjectiveSpec(kind="supervised")
+    assert take_over(scheme, [told], {}) == []
+    with pytest.raises(AssertionError, match="Offline holds 1 objectives, and its stage names 2"):
+        take_over(scheme, [told, told], {})
+
+
+def test_a_scheme_that_brings_its_own_losses_takes_nothing_over() -> None:
+    scheme = build("schemes", "chunker", {}, build("models", "recurrent", {"width": 4}, (7, 5), 5), None, [build("objectives", "supervised", {})])
+    assert take_over(scheme, [ObjectiveSpec(kind="supervised")], {}) == []
+    with pytest.raises(MismatchError, match="supervised takes over what stage 'first' learnt, and Chunker brings its own losses: leave `init` out"):
+        take_over(scheme, [ObjectiveSpec(kind="supervised", init="first")], {})
 
 
 def test_a_grafted_student_is_validated_loaded_exported_and_taught_from(tmp_path: Path) -> None:

@@ -1,19 +1,18 @@
 """The sequence chunker: both losses by a naive loop, who learns from what, and that it carries a symbol over a lag that its network alone cannot."""
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from tests.watched import Watched, press
 from torch import Tensor, nn
 
 from limbeck.core.errors import DataError, Interrupted, MismatchError, RecipeError
 from limbeck.core.events import silent
 from limbeck.core.lookup import build
-from limbeck.core.task import Batch, Loader, Task
+from limbeck.core.task import Batch, Task
 from limbeck.engine.loop import Work, fit
 from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Runtime
@@ -166,39 +165,22 @@ def test_batches_that_are_no_symbols_are_refused(symbols: Tensor) -> None:
         made(example={**good, "label": good["label"].float()})
 
 
-class Pressed(Loader):
-    """A loader that presses Ctrl-C while one batch is drawn."""
-
-    def __init__(self, loader: Loader, at: int) -> None:
-        self.loader, self.at, self.drawn = loader, at, 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        for batch in self.loader.batches(epoch, skip=skip):
-            self.drawn += 1
-            if self.drawn == self.at:
-                signal.raise_signal(signal.SIGINT)
-            yield batch
-
-
 def test_stopped_within_an_epoch_and_resumed_it_ends_the_same_to_the_bit(tmp_path: Path) -> None:
     task: Task = build("tasks", "lag", {"lag": 4, "examples": 48, "validation": 8, "test": 4})
     plan = Training.model_validate({"epochs": 3, "batch_size": 8, "optimizer": {"kind": "adam", "lr": 0.01}})
 
-    def run(folder: Path | None, press: int = 0) -> tuple[dict[str, Tensor], Any]:
+    def run(folder: Path | None, stop: int = 0) -> tuple[dict[str, Tensor], Any]:
         torch.manual_seed(0)
         loader = task.loader("train", batch_size=8)
         student = build("models", "recurrent", {"width": 6}, task.facts().in_shape, task.facts().classes)
         scheme = Chunker(student, None, [SUPERVISED], task, next(iter(loader.batches(0))), task.facts())
         work = None if folder is None else Work(folder, folder / "logs")
-        fitted = fit(scheme, task, Pressed(loader, press) if press else loader, plan, Runtime(), work=work, listener=silent)
+        fitted = fit(scheme, task, Watched(loader, press(stop)), plan, Runtime(), work=work, listener=silent)
         return dict(scheme.state_dict()), fitted
 
     whole, told = run(None)
     with pytest.raises(Interrupted):
-        run(tmp_path, press=9)
+        run(tmp_path, stop=9)
     resumed, retold = run(tmp_path)
     assert whole.keys() == resumed.keys() and all(whole[name].equal(resumed[name]) for name in whole)
     assert retold.history == told.history

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.watched import Watched, press
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.core.errors import Interrupted, MismatchError, RecipeError
 from limbeck.core.events import silent
 from limbeck.core.lookup import build
-from limbeck.core.task import Loader
 from limbeck.engine.loop import Work, fit
 from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Runtime
@@ -157,25 +157,6 @@ def test_a_copy_plays_by_itself(batch: Any) -> None:
     torch.testing.assert_close(kd(batch).loss, scheme(batch, drop=0.5)(batch).loss)
 
 
-class Pressed(Loader):
-    """A loader at one of whose batches Ctrl-C is pressed."""
-
-    def __init__(self, loader: Loader, at: int) -> None:
-        self.loader, self.at, self.drawn = loader, at, 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def batches(self, epoch: int, *, skip: int = 0) -> Any:
-        import signal
-
-        for one in self.loader.batches(epoch, skip=skip):
-            self.drawn += 1
-            if self.drawn == self.at:
-                signal.raise_signal(signal.SIGINT)
-            yield one
-
-
 @pytest.mark.parametrize("weights", [None, "learned"])
 def test_a_stopped_run_ends_as_one_that_never_stopped(weights: str | None, tmp_path: Path) -> None:
     task = build("tasks", "image", {"data": "digits", "subset": 96})
@@ -194,7 +175,7 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(weights: str | None, tmp_p
         kind, options = ("dense", {"drop": 0.5}) if weights is None else ("offline", {})
         made = build("schemes", kind, options, student, ensemble, terms, task, example, task.facts())
         work = None if folder is None else Work(folder, folder / "logs")
-        fit(made, task, Pressed(loader, stop) if stop else loader, plan, Runtime(), work=work, listener=silent)
+        fit(made, task, Watched(loader, press(stop)), plan, Runtime(), work=work, listener=silent)
         return dict(made.state_dict())
 
     whole = run(None)

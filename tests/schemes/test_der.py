@@ -1,6 +1,5 @@
 """DER++: the loss by hand, the reservoir, and a kill."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.watched import Watched, press
 from torch import Tensor, nn
 
 from limbeck.core.artifact import Artifact, seal
 from limbeck.core.errors import Interrupted, MismatchError, RecipeError
 from limbeck.core.events import silent
 from limbeck.core.lookup import build
-from limbeck.core.task import Batch, Loader, Task
+from limbeck.core.task import Task
 from limbeck.engine.loop import Work, fit
 from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Runtime
@@ -121,36 +121,17 @@ def test_the_next_task_goes_on_with_what_was_left(data: dict[str, Any], tmp_path
         der(sequel(data, 1), net(4), Artifact.open(tmp_path), size=9, keep=keep)
 
 
-class _Stops(Loader):
-    """Presses Ctrl-C while a batch is drawn."""
-
-    def __init__(self, loader: Loader, at: int) -> None:
-        self.loader, self.at, self.drawn = loader, at, 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        import signal
-
-        for batch in self.loader.batches(epoch, skip=skip):
-            self.drawn += 1
-            if self.drawn == self.at:
-                signal.raise_signal(signal.SIGINT)
-            yield batch
-
-
 @pytest.mark.parametrize("keep", ["ids", "examples"])
 def test_a_stopped_training_goes_on_to_the_bit(data: dict[str, Any], tmp_path: Path, keep: str) -> None:
     task = sequel(data, 0, augment=[{"kind": "shift", "pixels": 1}])
     plan = Training.model_validate({"epochs": 3, "batch_size": 16, "optimizer": {"kind": "adam", "lr": 0.01}})
 
-    def train(folder: Path | None, stop: int | None = None) -> dict[str, Tensor]:
+    def train(folder: Path | None, stop: int = 0) -> dict[str, Tensor]:
         scheme = der(task, net(2), size=7, keep=keep)
         torch.manual_seed(1)
-        loader: Loader = task.loader("train", batch_size=16, seed=0)
+        loader = task.loader("train", batch_size=16, seed=0)
         work = None if folder is None else Work(folder, folder / "logs")
-        fit(scheme, task, _Stops(loader, stop) if stop else loader, plan, Runtime(), work=work, listener=silent)
+        fit(scheme, task, Watched(loader, press(stop)), plan, Runtime(), work=work, listener=silent)
         return {**scheme.state_dict(), "inputs": scheme.get_buffer("inputs")}
 
     whole = train(None)

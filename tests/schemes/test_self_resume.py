@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.watched import Watched, press
 from torch import Tensor, nn
 
 from limbeck.core.errors import Interrupted
 from limbeck.core.events import Event, silent
 from limbeck.core.lookup import build
 from limbeck.core.scheme import Scheme
-from limbeck.core.task import Batch, Loader, Task
+from limbeck.core.task import Batch, Task
 from limbeck.engine.loop import Work, fit
 from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Runtime
@@ -31,25 +32,6 @@ WAYS: dict[str, tuple[dict[str, Any], tuple[str, dict[str, Any]] | None, str, li
     "progressive": (CNN, None, "progressive", [SUPERVISED]),
     "exits": ({"kind": "exits", "of": CNN, "at": ["layer1"], "width": 3}, ("exits", {}), "exits", [KD, SUPERVISED, HINT]),
 }
-
-
-class Pressed(Loader):
-    """A loader that presses Ctrl-C while one batch is drawn."""
-
-    def __init__(self, loader: Loader, at: int) -> None:
-        self.loader, self.at, self.drawn = loader, at, 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def batches(self, epoch: int, *, skip: int = 0) -> Any:
-        import signal
-
-        for batch in self.loader.batches(epoch, skip=skip):
-            self.drawn += 1
-            if self.drawn == self.at:
-                signal.raise_signal(signal.SIGINT)
-            yield batch
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +55,11 @@ def scheme_of(way: str, task: Task, example: Batch) -> Scheme:
     return made
 
 
-def run(way: str, task: Task, folder: Path | None = None, press: int = 0, listener: Callable[[Event], None] = silent) -> tuple[dict[str, Tensor], Any]:
-    loader: Loader = task.loader("train", batch_size=16)
+def run(way: str, task: Task, folder: Path | None = None, stop: int = 0, listener: Callable[[Event], None] = silent) -> tuple[dict[str, Tensor], Any]:
+    loader = task.loader("train", batch_size=16)
     scheme = scheme_of(way, task, next(iter(loader.batches(0))))
     work = None if folder is None else Work(folder, folder / "logs")
-    fitted = fit(scheme, task, Pressed(loader, press) if press else loader, PLAN, Runtime(), work=work, listener=listener)
+    fitted = fit(scheme, task, Watched(loader, press(stop)), PLAN, Runtime(), work=work, listener=listener)
     return dict(scheme.state_dict()), fitted
 
 
@@ -86,9 +68,9 @@ def test_stopped_within_an_epoch_and_at_its_end_it_ends_the_same(way: str, task:
     whole, told = run(way, task)
     steps = len(task.loader("train", batch_size=16))
     with pytest.raises(Interrupted):
-        run(way, task, tmp_path, press=steps + 2)
+        run(way, task, tmp_path, stop=steps + 2)
     with pytest.raises(Interrupted):
-        run(way, task, tmp_path, press=steps - 2)  # the end of the second epoch
+        run(way, task, tmp_path, stop=steps - 2)  # the end of the second epoch
     resumed, retold = run(way, task, tmp_path)
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert retold.history == told.history

@@ -131,7 +131,7 @@ def test_large_data_stay_bytes_with_the_same_result(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(image, "_FLOAT_BYTES", 1000)
     loader = large.loader("train", batch_size=64)
     monkeypatch.undo()
-    assert large._loaded[1].images.dtype == torch.uint8 and usual._loaded[1].images.dtype == torch.float32
+    assert large._loaded[1].held.images.dtype == torch.uint8 and usual._loaded[1].held.images.dtype == torch.float32
     for a, b in zip(loader.batches(1), usual.loader("train", batch_size=64).batches(1), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -139,9 +139,9 @@ def test_large_data_stay_bytes_with_the_same_result(monkeypatch: pytest.MonkeyPa
 def test_a_device_holds_the_data_once() -> None:
     task = Image()
     task.loader("train", batch_size=8, device=torch.device("meta"))
-    held = task._on[torch.device("meta")]
+    held = task._loaded[1]._on[torch.device("meta")]
     task.loader("test", batch_size=8, device=torch.device("meta"))
-    assert task._on[torch.device("meta")] is held and held.images.is_meta
+    assert task._loaded[1]._on[torch.device("meta")] is held and held.images.is_meta
 
 
 def test_it_asks_and_scores_as_classification_does() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.task import Batch, Split
 from limbeck.tasks._augment import Crop, Flip, Shift
-from limbeck.tasks._memory import Held, MemoryLoader, Norm
+from limbeck.tasks._memory import Held, MemoryLoader, Norm, Shelf
 from limbeck.tasks._preprocess import normalised
 
 RAW = torch.randint(0, 256, (60, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -176,3 +176,17 @@ def test_the_whole_training_split_comes_in_order_and_augmented() -> None:
     images = {int(one): image for batch in whole for one, image in zip(batch["id"], batch["input"], strict=True)}
     for batch in loader().batches(1):
         assert all(images[int(one)].equal(image) for one, image in zip(batch["id"], batch["input"], strict=True))
+
+
+def test_a_shelf_moves_its_data_once_to_a_device_and_says_why_a_split_is_not_there() -> None:
+    shelf = Shelf(FLOAT, {"train": ROWS, "test": torch.arange(3)}, augment=AUGMENT, absent={"validation": "there is no {validation}"})
+    for batch, expected in zip(shelf.loader("train", batch_size=8, seed=2).batches(1), loader(seed=2).batches(1), strict=True):
+        assert same(batch, expected)
+    meta = torch.device("meta")
+    shelf.loader("train", batch_size=2, device=meta)
+    held = shelf._on[meta]
+    shelf.loader("test", batch_size=2, device=meta)
+    assert shelf._on[meta] is held and held.images.is_meta
+    assert next(shelf.loader("test", batch_size=2).batches(0))["input"].device.type == "cpu"
+    with pytest.raises(DataError, match=r"^there is no \{validation\}$"):
+        shelf.loader("validation", batch_size=8)

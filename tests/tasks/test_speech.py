@@ -126,6 +126,12 @@ def test_spoken_digits_have_the_data_set_s_own_test_split(tmp_path: Path, packed
     assert abs(inputs.mean()) < 1e-4 and abs(inputs.std() - 1) < 1e-3
 
 
+@pytest.mark.parametrize("how", [{"fold": 1}, {"folds": 4}])
+def test_spoken_digits_are_not_cut_in_folds(tmp_path: Path, how: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"folds and fold are for data without a test split, and data 'fsdd' in .* have one: leave them out"):
+        Speech(root=str(fsdd(tmp_path, False)), mels=8, **how).facts()
+
+
 def test_the_packed_and_the_unpacked_data_are_the_same(tmp_path: Path) -> None:
     first, second = (
         next(Speech(root=str(fsdd(tmp_path / str(packed), packed, 6)), mels=8).loader("test", batch_size=7).batches(0)) for packed in (False, True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from limbeck.core.errors import DataError, RecipeError
-from limbeck.tasks._split import carve, fold_rows, subset_rows
+from limbeck.tasks._split import Splitting, carve, fold_rows, subset_rows
 
 LABELS = torch.tensor([0] * 53 + [1] * 24 + [2] * 2 + [3] * 21)[torch.randperm(100, generator=torch.Generator().manual_seed(3))]
 ROWS = torch.arange(100)
@@ -72,3 +72,27 @@ def test_subsets_nest() -> None:
     assert subset_rows(ROWS, 100, 0).tolist() == ROWS.tolist()
     with pytest.raises(DataError, match="subset is 101, and the training split has 100 examples"):
         subset_rows(ROWS, 101, 0)
+
+
+def test_a_test_split_of_their_own_stays_as_it_is_and_the_rest_is_carved_and_thinned() -> None:
+    rows = Splitting(validation=0.25, seed=3, subset=20).rows(LABELS, 40, own="these have one")
+    train, validation = carve(LABELS, ROWS[:60], 0.25, 3)
+    assert list(rows) == ["train", "validation", "test"]
+    assert rows["test"].tolist() == list(range(60, 100)) and rows["validation"].equal(validation) and rows["train"].equal(subset_rows(train, 20, 3))
+
+
+def test_data_without_a_test_split_are_cut_in_folds() -> None:
+    splitting = Splitting(validation=0, folds=4, fold=2, seed=3)
+    train, test = fold_rows(LABELS, ROWS, 4, 2, 3)
+    rows = splitting.rows(LABELS, 0, own="these have one")
+    assert tuple(rows) == splitting.splits() == ("train", "test") and rows["train"].equal(train) and rows["test"].equal(test)
+
+
+@pytest.mark.parametrize("how", [{"fold": 1}, {"folds": 4}])
+def test_folds_of_data_with_a_test_split_are_refused(how: dict[str, int]) -> None:
+    with pytest.raises(RecipeError, match="data without a test split, and these have one: leave them out"):
+        Splitting(validation=0.1, seed=0, **how).rows(LABELS, 40, own="these have one")
+
+
+def test_the_options_of_splits_stand_in_fingerprints_in_one_order() -> None:
+    assert Splitting(subset=9, seed=7, fold=1, folds=4, validation=0.2).options == (0.2, 4, 1, 7, 9)

@@ -107,7 +107,7 @@ def test_a_test_file_of_its_own(write: Write) -> None:
     folder = write("data/test.csv", rows=8).parent
     task = table(folder)
     assert whole(task, "test")["id"].tolist() == list(range(ROWS, ROWS + 8))
-    with pytest.raises(RecipeError, match="folds and fold are for data without a test file"):
+    with pytest.raises(RecipeError, match=r"folds and fold are for data without a test split, and .*data has a test file: leave them out"):
         table(folder, fold=1).facts()
     write("data/test.csv", change=lambda lines: lines.__setitem__(0, "size,weight,hue,kind"))
     with pytest.raises(DataError, match="column 'colour' is in one of"):

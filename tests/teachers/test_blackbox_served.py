@@ -2,14 +2,12 @@
 
 import json
 import math
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.served import Server, gives
 
 from limbeck.core.errors import DataError, MismatchError, RecipeError
 from limbeck.core.knowledge import Reads
@@ -18,52 +16,20 @@ from limbeck.core.task import default_task
 from limbeck.tasks.classify import Classify
 
 
-class Server:
-    """Answers by `answer(what it was asked)`, a JSON value, or a status where that is a number."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[Any], Any] = lambda asked: {"probabilities": [shares(row) for row in asked["inputs"]]}
-        self.asked: list[Any] = []
-        self.keys: list[str | None] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.asked.append(asked)
-                server.keys.append(self.headers.get("Authorization"))
-                said = server.answer(asked)
-                told = json.dumps(said).encode()
-                self.send_response(said if isinstance(said, int) else 200)
-                self.send_header("Content-Length", str(len(told)))
-                self.end_headers()
-                self.wfile.write(told)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/"
-
-    @property
-    def rows(self) -> int:
-        return sum(len(one["inputs"]) for one in self.asked)
-
-
 def shares(row: Any) -> list[float]:
     return [0.8, 0.1, 0.1] if row[0] > 0 else [0.1, 0.2, 0.7]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    made = Server()
-    thread = threading.Thread(target=made.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
-    thread.join()
+def server(server: Server) -> Server:
+    """It answers rows of numbers with probabilities."""
+    server.answer = lambda asked: {"probabilities": [shares(row) for row in asked["inputs"]]}
+    return server
+
+
+def rows(server: Server) -> int:
+    """How many rows it was asked about."""
+    return sum(len(one["inputs"]) for one in server.asked)
 
 
 def teacher(server: Server, source: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -96,7 +62,7 @@ def test_its_labels_and_its_logits(server: Server) -> None:
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_an_error_half_way_keeps_what_was_labelled_and_the_next_run_asks_for_the_rest(server: Server, tmp_path: Path, parallel: int) -> None:
     whole = server.answer
-    server.answer = lambda asked: whole(asked) if asked["inputs"][0][0] != 5.0 else 500
+    server.answer = lambda asked: whole(asked) if asked["inputs"][0][0] != 5.0 else gives(None, 500)
     how = {"rows": 2, "retries": 1, "parallel": parallel}
     with pytest.raises(DataError, match="gave no answer after 2 tries: status 500"):
         teacher(server, how, keep=str(tmp_path))(batch(10))
@@ -104,7 +70,7 @@ def test_an_error_half_way_keeps_what_was_labelled_and_the_next_run_asks_for_the
     server.answer = whole
     server.asked.clear()
     said = teacher(server, how, keep=str(tmp_path))(batch(10)).main.logits
-    assert len(said) == 10 and server.rows == 10 - 2 * len(done) and len(done) >= 2
+    assert len(said) == 10 and rows(server) == 10 - 2 * len(done) and len(done) >= 2
     server.asked.clear()
     assert torch.equal(teacher(server, how, keep=str(tmp_path))(batch(10)).main.logits, said)
     assert not server.asked
@@ -120,7 +86,7 @@ def test_an_error_half_way_keeps_what_was_labelled_and_the_next_run_asks_for_the
         ({"probabilities": [[0.8, 0.1, 0.1], None]}, "no table of numbers"),
         ({"probabilities": None}, "asked about 2 inputs and answers with no rows"),
         ([1, 2], "answers with list, and not with 'probabilities'"),
-        (403, "refuses with status 403"),
+        (gives(None, 403), "refuses with status 403"),
     ],
 )
 def test_a_wrong_answer_is_one_line_and_what_came_before_is_kept(server: Server, tmp_path: Path, said: Any, message: str) -> None:
@@ -133,13 +99,13 @@ def test_a_wrong_answer_is_one_line_and_what_came_before_is_kept(server: Server,
     server.answer = whole
     server.asked.clear()
     teacher(server, keep=str(tmp_path))(batch(10))
-    assert server.rows == 2
+    assert rows(server) == 2
 
 
 def test_the_answers_of_one_address_are_not_another_s(server: Server, tmp_path: Path) -> None:
     teacher(server, keep=str(tmp_path))(batch(2))
     with pytest.raises(MismatchError, match="source: url: "):
-        teacher(server, {"url": server.url + "v2"}, keep=str(tmp_path))
+        teacher(server, {"url": server.url + "/v2"}, keep=str(tmp_path))
 
 
 def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -147,7 +113,7 @@ def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.
         teacher(server, {"key": "NO_SUCH_KEY"})
     monkeypatch.setenv("SUCH_A_KEY", "s3cret")
     teacher(server, {"key": "SUCH_A_KEY"}, keep=str(tmp_path))(batch(1))
-    assert server.keys == ["Bearer s3cret"]
+    assert [one["Authorization"] for one in server.headers] == ["Bearer s3cret"]
     assert "s3cret" not in (tmp_path / "source.json").read_text()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.watched import Killed, Watched, kill
 from torch import Tensor, nn
 
 from limbeck.bridges.scikit_learn import nearest
@@ -254,35 +255,18 @@ def test_what_cannot_be_munged_is_refused(task: Task, planetoid: Path) -> None:
             loader(users, {"batch_size": 1})
 
 
-def train(task: Task, folder: Path | None = None, stop: int | None = None) -> tuple[dict[str, Tensor], Fit]:
-    class Stopped(Exception):
-        pass
-
-    class Watched(Loader):
-        def __init__(self, inner: Loader) -> None:
-            self.inner, self.drawn = inner, 0
-
-        def __len__(self) -> int:
-            return len(self.inner)
-
-        def batches(self, epoch: int, *, skip: int = 0):
-            for batch in self.inner.batches(epoch, skip=skip):
-                self.drawn += 1
-                if self.drawn == stop:
-                    raise Stopped
-                yield batch
-
+def train(task: Task, folder: Path | None = None, stop: int = 0) -> tuple[dict[str, Tensor], Fit]:
     torch.manual_seed(0)
     facts = task.facts()
     student, teacher = (nn.Sequential(nn.Linear(facts.in_shape[0], width), nn.ReLU(), nn.Linear(width, facts.classes)) for width in (4, 16))
-    made = Watched(loader(task, real=0.2))
+    made = Watched(loader(task, real=0.2), kill(stop))
     objectives = [0.9 * build("objectives", "response.kd", {}), 0.1 * build("objectives", "supervised", {})]
     scheme = build("schemes", "offline", {}, student, build("teachers", "frozen", {}, teacher), objectives, task, next(made.batches(0)), facts)
     made.drawn = 0
     plan = Training.model_validate({"epochs": 3, "batch_size": 8, "optimizer": {"kind": "adam", "lr": 0.01}})
     try:
         fitted = fit(scheme, task, made, plan, Runtime(), work=None if folder is None else Work(folder, folder / "logs"), listener=silent)
-    except Stopped:
+    except Killed:
         return {}, Fit([], 0, 0.0, 0, {})
     return dict(scheme.state_dict()), fitted
 

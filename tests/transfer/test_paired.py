@@ -9,9 +9,11 @@ import torch
 
 from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.events import silent
+from limbeck.pipeline.check import check
 from limbeck.pipeline.recipe import load_recipe
 from limbeck.pipeline.resolve import make_tasks, stage_hashes
 from limbeck.pipeline.run import run_recipe
+from limbeck.tasks import image
 from limbeck.tasks.image import Image
 from limbeck.transfer.paired import Paired
 
@@ -126,6 +128,19 @@ def test_a_teacher_of_another_modality_teaches_from_a_recipe(tasks: tuple[Image,
     tree["stages"]["student"]["transfer"] = {"kind": "paired"}
     with pytest.raises(RecipeError, match="pairs two tasks: name the second one"):
         run_recipe(tree, out=tmp_path / "no", listener=silent)
+
+
+def test_a_check_reads_the_partner_s_data_once(tasks: tuple[Image, Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    whole = image.read_npz
+
+    def counted(path: Path) -> Any:
+        read.append(path.name)
+        return whole(path)
+
+    monkeypatch.setattr(image, "read_npz", counted)
+    check(recipe(tmp_path / "a.npz", tmp_path / "b.npz"))
+    assert sorted(read) == ["a.npz", "b.npz", "b.npz"]  # the teacher's own task, and the student's partner
 
 
 def test_a_teacher_of_other_inputs_than_the_partner_gives_is_refused(tasks: tuple[Image, Image], tmp_path: Path) -> None:

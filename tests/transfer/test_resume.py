@@ -1,39 +1,20 @@
 """A training on any of these transfer sets that was interrupted goes on to the same weights, to the bit; so does one that a black box teaches."""
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.watched import Watched, press
 
 from limbeck.core.errors import Interrupted
 from limbeck.core.events import silent
 from limbeck.core.lookup import build
-from limbeck.core.task import Batch, Loader
 from limbeck.engine.loop import Work, fit
 from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Runtime
 
 FOREST = {"kind": "fitted", "estimator": "python:sklearn.ensemble:RandomForestClassifier", "options": {"n_estimators": 5}}
-
-
-class Pressed(Loader):
-    """A loader during whose batch number `at`, counted over all epochs, somebody presses Ctrl-C."""
-
-    def __init__(self, loader: Loader, at: int) -> None:
-        self.loader, self.at, self.drawn = loader, at, 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        for batch in self.loader.batches(epoch, skip=skip):
-            self.drawn += 1
-            if self.drawn == self.at:
-                signal.raise_signal(signal.SIGINT)
-            yield batch
 
 
 @pytest.mark.parametrize(
@@ -54,7 +35,7 @@ def test_interrupted_and_resumed(kind: str, options: dict[str, Any], tmp_path: P
         scheme = build("schemes", "offline", {}, student, teacher, objectives, task, next(loader.batches(0)), task.facts())
         torch.manual_seed(1)
         plan = Training.model_validate({"epochs": 3, "batch_size": 16, "optimizer": {"kind": "adam"}})
-        fit(scheme, task, Pressed(loader, at), plan, Runtime(), work=Work(folder, folder / "logs"), listener=silent)
+        fit(scheme, task, Watched(loader, press(at)), plan, Runtime(), work=Work(folder, folder / "logs"), listener=silent)
         return dict(scheme.state_dict())
 
     whole = train(tmp_path / "whole")

@@ -4,7 +4,7 @@ Shapes: N predictions (examples, tokens or nodes), C classes, k of them kept.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from torch import Size, Tensor, nn
@@ -152,13 +152,7 @@ class Reads:
     shapes: bool = False
 
     def __or__(self, other: "Reads") -> "Reads":
-        return Reads(
-            self.outputs | other.outputs,
-            self.features | other.features,
-            self.modules | other.modules,
-            self.input_gradient or other.input_gradient,
-            self.shapes or other.shapes,
-        )
+        return Reads(*(getattr(self, one.name) | getattr(other, one.name) for one in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -11,9 +11,7 @@ from .errors import MismatchError, RecipeError
 from .gather import gathered
 from .knowledge import Dense, Knowledge, Needs, Response, TopK
 from .schedule import Clock, Number, at, check_number
-
-if TYPE_CHECKING:
-    from .task import Batch, Facts, Task
+from .task import Batch, Facts, Task
 
 __all__ = ["Clocked", "Contest", "Objective", "Term"]
 
@@ -50,14 +48,14 @@ class Objective(Clocked, ABC):
         """Choose the layers to read by their `shapes`, where that was left open."""
 
     @abstractmethod
-    def bind(self, student: Knowledge, teacher: Knowledge | None, task: "Task", facts: "Facts | None") -> None:
+    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None:
         """Check that both sides fit, and build projectors, from the records of one dry run.
 
         Raises MismatchError where they do not fit. Called again on a bound objective it only checks: what was learnt stays.
         """
 
     @abstractmethod
-    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: "Batch") -> Tensor:
+    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
         """Return the loss of each prediction, or a scalar where `batchwise`."""
 
     def graft(self, student: nn.Module) -> nn.Module:
@@ -89,7 +87,7 @@ class Contest(Objective):
         """What learns against the student, once `bind` has built it; a submodule of the objective."""
 
     @abstractmethod
-    def oppose(self, student: Knowledge, teacher: Knowledge | None, batch: "Batch") -> Tensor:
+    def oppose(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
         """Return the opponent's own loss, of the form that `forward` has; what it reads carries no gradient to student or teacher."""
 
     @abstractmethod
@@ -119,7 +117,7 @@ class Term(nn.Module):
         """The part's name in logs: its file, without the folder."""
         return type(self.objective).__module__.rpartition(".")[2]
 
-    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: "Batch", *, opposing: bool = False) -> Tensor:
+    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch, *, opposing: bool = False) -> Tensor:
         """Return the objective's loss, unweighted; with `opposing`, its opponent's."""
         if self.gather:
             needs = self.objective.needs

@@ -4,16 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from .errors import MismatchError
 from .objective import Clocked
 from .schedule import Clock
-
-if TYPE_CHECKING:
-    from .task import Batch
+from .task import Batch
 
 __all__ = ["Course", "Losses", "Scheme", "Way"]
 
@@ -60,7 +58,7 @@ class Scheme(nn.Module, ABC):
         """Player -> the optimizer that it takes unless it is told otherwise, as a recipe writes it; the others take what the student takes."""
 
     @abstractmethod
-    def forward(self, batch: "Batch", phase: str = "student") -> Losses:
+    def forward(self, batch: Batch, phase: str = "student") -> Losses:
         """What a batch costs the player of a phase."""
 
     @abstractmethod
@@ -99,9 +97,7 @@ class Course(ABC):
         """Return the stages that take the place of stage `name`, in order, as a recipe writes them; the last one bears its name.
 
         `stage` is the stage in full, its scheme left out; `earlier` are the recipe's stages above it. Names of the others begin with `name` and a hyphen.
-
-        Raises:
-            RecipeError: what cannot be meant.
+        Raises RecipeError for what cannot be meant.
         """
 
 

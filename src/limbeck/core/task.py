@@ -3,15 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from .errors import DataError, RecipeError
 from .knowledge import Knowledge
 from .lookup import find
 
-__all__ = ["Batch", "Facts", "Loader", "Sequel", "Split", "Task", "default_task"]
+__all__ = ["Batch", "Facts", "How", "Loader", "Sequel", "Split", "Task", "default_task", "starts"]
 
 Batch = Mapping[str, Tensor]
 """Field -> tensor; `id [N]` is int64 and unique within a data fingerprint where it is there. `labelled [N]`, where it is there, says which predictions have a
@@ -36,6 +37,18 @@ class Facts:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
 
 
+class How(TypedDict, total=False):
+    """How a split is read, as `Task.loader` says; seed and rank 0, one process and no device go without saying."""
+
+    batch_size: Required[int]
+    seed: int
+    rank: int
+    world: int
+    device: torch.device | None
+    views: int | None
+    whole: bool
+
+
 class Loader(ABC):
     """The batches of one split, as one process sees them."""
 
@@ -46,6 +59,18 @@ class Loader(ABC):
     @abstractmethod
     def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         """Give the batches of `epoch`, the first `skip` left out: a pure function of the epoch for loaders of ours."""
+
+
+def starts(count: int, how: How, *, of: str = "the training split has {} examples") -> range:
+    """Return where in an epoch's order of `count` examples each batch of a process begins, as `Task.loader` promises; `of` tells how many there are."""
+    size, rank, world, whole = how["batch_size"], how.get("rank", 0), how.get("world", 1), how.get("whole", False)
+    assert 0 <= rank < world
+    if size < 1:
+        raise RecipeError(f"batch_size is {size}; it must be one or more")
+    if not whole and size * world > count:
+        on_all = f" on each of {world} processes" if world > 1 else ""
+        raise DataError(f"batch_size is {size}{on_all}, and {of.format(count)}: no batch can be filled; lower batch_size")
+    return range(rank * size, count if whole else count // (size * world) * size * world, world * size)
 
 
 class Task(ABC):
@@ -64,18 +89,7 @@ class Task(ABC):
         """A digest of the data and of all that is done to them, without loading them."""
 
     @abstractmethod
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
         """The batches of a split: `batch_size` per process and batch.
 
         The training split is shuffled by (seed, epoch), augmented, and its last incomplete round is left out; batch k of rank r of `world` holds

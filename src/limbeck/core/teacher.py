@@ -1,16 +1,13 @@
 """A teacher: whoever says what the student should match."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from .knowledge import Knowledge, Reads
 from .lookup import find
 from .objective import Clocked
-
-if TYPE_CHECKING:
-    from .task import Batch, Task
+from .task import Batch, Task
 
 __all__ = ["Teacher", "as_teacher"]
 
@@ -29,11 +26,11 @@ class Teacher(Clocked, ABC):
     """How many draws of the augmentation it knows the answers to; None where it can be asked about any."""
 
     @abstractmethod
-    def prepare(self, reads: Reads, task: "Task") -> None:
+    def prepare(self, reads: Reads, task: Task) -> None:
         """Learn what will be read and how a model of this task is asked; raise `MismatchError` for what cannot be given."""
 
     @abstractmethod
-    def forward(self, batch: "Batch", student: Knowledge | None = None) -> Knowledge:
+    def forward(self, batch: Batch, student: Knowledge | None = None) -> Knowledge:
         """Say what is known of a batch, without a gradient."""
 
     @abstractmethod

@@ -2,12 +2,11 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Unpack
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from .task import Loader, Task
+from .task import How, Loader, Task
 
 __all__ = ["Transfer"]
 
@@ -20,8 +19,8 @@ class Transfer(ABC):
     """
 
     @abstractmethod
-    def loader(self, task: "Task", **how: Any) -> "Loader":
+    def loader(self, task: Task, **how: Unpack[How]) -> Loader:
         """The batches to teach on; `how` is what `Task.loader` takes after the split."""
 
-    def leave(self, folder: Path, task: "Task", model: nn.Module) -> None:  # noqa: B027
+    def leave(self, folder: Path, task: Task, model: nn.Module) -> None:  # noqa: B027
         """Put into the trained model's artifact what a later stage may draw from: a memory of examples. Nothing, for most."""

@@ -52,7 +52,7 @@ def assemble(
         raise MismatchError("early_stopping watches the validation split, and there is none: set the task's `validation` above 0, or leave early_stopping out")
     drawn = sources or {}
     teacher = make_teacher(stage.teacher, models, student, store) if isinstance(stage, DistillStage) else None
-    transfer: Transfer = make_drawing("transfer", stage.transfer, drawn.get(stage.transfer.of or ""))
+    transfer: Transfer = make_drawing("transfer", stage.transfer, task, drawn.get(stage.transfer.of or ""))
     how: dict[str, Any] = {} if teacher is None or teacher.views is None else {"views": teacher.views}
     size = micro_batch(stage, world)
     loader = transfer.loader(task, batch_size=size, seed=seed, rank=rank, world=world, device=device, **how)

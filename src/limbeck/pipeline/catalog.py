@@ -151,7 +151,9 @@ def _paper(part: Any) -> str:
 def _needs(slot: str, part: Any) -> Iterator[str]:
     """What a part is given, and, for an objective that can be made without options, what it reads."""
     if slot != "objectives":
-        handed = [name for name in inspect.signature(part).parameters if name in _handed(part)]
+        from .resolve import HANDED  # with all of torch, which a list of parts does without
+
+        handed = [name for name in inspect.signature(part).parameters if name in _handed(part) & HANDED.get(slot, frozenset())]
         yield from [f"{', '.join(handed)}: given by limbeck"] if handed else []
         return
     if any(option.required for option in lookup.options(part).values()):

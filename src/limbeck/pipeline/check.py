@@ -27,7 +27,7 @@ from .grown import grown
 from .learnt import objectives_of
 from .modules import inputs_of, load
 from .recipe import ChooseStage, CompressStage, DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage, load_recipe
-from .resolve import full, graph_part, make_model, make_tasks, model_spec
+from .resolve import full, graph_part, make_model, make_tasks, model_spec, partner_of
 
 __all__ = ["check", "check_recipe", "check_room"]
 
@@ -139,8 +139,7 @@ def _check_inputs(name: str, stage: TrainStage, task: Task, tasks: Mapping[str, 
     """Refuse a teacher that is asked about inputs prepared otherwise than those that it was trained on."""
     if not isinstance(stage, DistillStage) or (stage.teacher.options.get("input", "input") != "input" and stage.transfer.partner is None):
         return
-    partner = stage.transfer.partner
-    asked = (task if partner is None else lookup.build("tasks", partner.kind, partner.options)).facts().preprocess
+    asked = (partner_of(stage.transfer, task) or task).facts().preprocess
     for one in stage.teacher.stages:
         first = one.partition(".")[0]
         seen = given[first].spec.get("preprocess", {}) if first in given else tasks[first].facts().preprocess

@@ -23,17 +23,27 @@ def objectives_of(scheme: Scheme) -> list[Objective]:
     return [module.objective for module in scheme.modules() if isinstance(module, Term)]
 
 
+def _named(scheme: Scheme, specs: Sequence[ObjectiveSpec]) -> list[tuple[ObjectiveSpec, Objective]]:
+    """What a stage says of its objectives, each with the objective itself; nothing for a scheme that brings its own losses and holds no objective."""
+    found = objectives_of(scheme)
+    assert not found or len(found) >= len(specs), f"{type(scheme).__name__} holds {len(found)} objectives, and its stage names {len(specs)}: all or none"
+    return list(zip(specs, found[: len(specs)], strict=True)) if found else []
+
+
 def take_over(scheme: Scheme, specs: Sequence[ObjectiveSpec], sources: Mapping[str, tuple[TrainStage, Artifact]]) -> list[str]:
     """Load what an earlier stage's objective learnt into each objective that says `init`; return a line for each.
 
     Raises:
-        MismatchError: that stage has no such objective, or more than one, or one of other shapes.
+        MismatchError: that stage has no such objective, or more than one, or one of other shapes, or the scheme here has none.
         ArtifactError: its training state is not there.
     """
     from .modules import read_tensors
 
     said: list[str] = []
-    for spec, objective in zip(specs, objectives_of(scheme), strict=False):
+    held = _named(scheme, specs)
+    if not held and (lost := next((spec for spec in specs if spec.init), None)):
+        raise MismatchError(f"{lost.kind} takes over what stage {lost.init!r} learnt, and {type(scheme).__name__} brings its own losses: leave `init` out")
+    for spec, objective in held:
         if spec.init is None:
             continue
         stage, artifact = sources[spec.init]
@@ -59,7 +69,7 @@ def take_over(scheme: Scheme, specs: Sequence[ObjectiveSpec], sources: Mapping[s
 
 def graft_spec(scheme: Scheme, specs: Sequence[ObjectiveSpec], teachers: Sequence[Artifact]) -> dict[str, Any] | None:
     """Return how to graft again what objectives have put into the student that ships, None where they put nothing."""
-    grafting = [spec for spec, one in zip(specs, objectives_of(scheme), strict=False) if type(one).graft is not Objective.graft]
+    grafting = [spec for spec, one in _named(scheme, specs) if type(one).graft is not Objective.graft]
     if not grafting:
         return None
     if len(teachers) != 1:

@@ -59,7 +59,7 @@ def stand(
     assert from_store(stage.teacher)
     recording = recording_of(stage.teacher)
     made_of = {
-        "teacher": teacher.digest, "data": task.fingerprint(), "transfer": drawing("transfer", stage.transfer, digests), "seed": seed, "limbeck": VERSION,
+        "teacher": teacher.digest, "data": task.fingerprint(), "transfer": drawing("transfer", stage.transfer, task, digests), "seed": seed, "limbeck": VERSION,
         "source": lookup.source_digest(stage.transfer.kind),
     }  # fmt: skip
     plan = {"made_of": made_of, "recording": recording.told}
@@ -71,7 +71,7 @@ def stand(
         return loader.batches(view, skip=skip)
 
     listener(Note(f"what {teacher.name} says is recorded: {task.facts().examples} examples, {recording.views} views of each", name))
-    transfer: Transfer = make_drawing("transfer", stage.transfer, source)
+    transfer: Transfer = make_drawing("transfer", stage.transfer, task, source)
     loader = transfer.loader(task, batch_size=BATCH, seed=seed, device=device, views=recording.views, whole=True)
     began = time.monotonic()
     asked = Frozen(load(teacher.path), input=recording.input).to(device)

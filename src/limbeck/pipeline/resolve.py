@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pydantic_core
 from torch import nn
@@ -23,6 +24,7 @@ from .learnt import grafted
 from .recipe import ChooseStage, CompressStage, DistillStage, Drawing, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, task_of
 
 __all__ = [
+    "HANDED",
     "drawing",
     "from_store",
     "full",
@@ -33,6 +35,7 @@ __all__ = [
     "make_tasks",
     "make_teacher",
     "model_spec",
+    "partner_of",
     "recording_of",
     "stage_hashes",
 ]
@@ -40,7 +43,7 @@ __all__ = [
 _FROM_STAGES = frozenset({"model", "models", "store"})
 _GIVEN = _FROM_STAGES | {"student"}
 """What a teacher's constructor may ask for; from stages, but for the student."""
-_HANDED = {
+HANDED = {
     "models": frozenset({"in_shape", "classes"}),
     "teachers": _GIVEN,
     "transfer": frozenset({"source", "partner"}),
@@ -49,12 +52,14 @@ _HANDED = {
 """Slot -> what assembly hands to its parts, by the name of the parameter."""
 _NO_MATTER = {"keep"}
 """Options that change nothing about what a stage makes."""
+_PARTNERS: "WeakKeyDictionary[Task, dict[str, Task]]" = WeakKeyDictionary()
+"""A stage's task -> the second tasks that it was paired with, by their options."""
 
 
 def full(slot: str, part: Part) -> dict[str, Any]:
     """Return a part's kind and options in full, JSON-able."""
     found = lookup.find(slot, part.kind)
-    handed = _HANDED.get(slot, frozenset()) & frozenset(inspect.signature(found).parameters)
+    handed = HANDED.get(slot, frozenset()) & frozenset(inspect.signature(found).parameters)
     label = part.kind if part.kind.startswith("python:") else f"{slot}.{lookup.full_name(slot, part.kind)}"
     options = lookup.check_options(found, part.options, label, handed)
     return {"kind": lookup.full_name(slot, part.kind), **pydantic_core.to_jsonable_python(options)}
@@ -89,11 +94,21 @@ def make_model(spec: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def drawing(slot: str, spec: Drawing, digests: Mapping[str, str]) -> dict[str, Any]:
+def partner_of(spec: Drawing, task: Task) -> Task | None:
+    """Return the second task that a stage's task is paired with, made once and kept as long as that one: its data are read once."""
+    if spec.partner is None:
+        return None
+    made, name = _PARTNERS.setdefault(task, {}), digest(spec.partner.model_dump(mode="json"))
+    if name not in made:
+        made[name] = lookup.build("tasks", spec.partner.kind, spec.partner.options)
+    return made[name]
+
+
+def drawing(slot: str, spec: Drawing, task: Task, digests: Mapping[str, str]) -> dict[str, Any]:
     """A part and its options in full, with the content of what it draws from."""
     told = full(slot, Part(kind=spec.kind, **spec.options)) | ({"of": digests[spec.of]} if spec.of else {})
-    if spec.partner is not None:
-        told["partner"] = _task(spec.partner, lookup.build("tasks", spec.partner.kind, spec.partner.options))
+    if spec.partner is not None and (partner := partner_of(spec, task)) is not None:
+        told["partner"] = _task(spec.partner, partner)
     return told
 
 
@@ -156,7 +171,7 @@ def _asked(part: Any) -> list[str]:
     return [one.name for one in inspect.signature(part).parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD and one.name in _GIVEN]
 
 
-def make_drawing(slot: str, spec: Drawing, source: Artifact | None, *args: Any) -> Any:
+def make_drawing(slot: str, spec: Drawing, on: Task, source: Artifact | None, *args: Any) -> Any:
     """Make a transfer set, or a scheme, which may draw from the artifact of an earlier stage, or pair the stage's task with a second one.
 
     Raises:
@@ -172,8 +187,7 @@ def make_drawing(slot: str, spec: Drawing, source: Artifact | None, *args: Any) 
             raise RecipeError(f"{slot}.{spec.kind} {unasked}")
         if name in parameters and parameters[name].default is inspect.Parameter.empty and given is None:
             raise RecipeError(f"{slot}.{spec.kind} {missing}")
-    partner = None if spec.partner is None else lookup.build("tasks", spec.partner.kind, spec.partner.options)
-    drawn = {name: value for name, value in (("source", source), ("partner", partner)) if name in parameters}
+    drawn = {name: value for name, value in (("source", source), ("partner", partner_of(spec, on))) if name in parameters}
     return lookup.build(slot, spec.kind, spec.options, *args, **drawn)
 
 
@@ -186,7 +200,7 @@ def make_scheme(
         RecipeError, MismatchError: parts that do not fit.
     """
     terms = [Term(lookup.build("objectives", spec.kind, spec.options), spec.weight, gather=spec.gather) for spec in stage.objectives]
-    return make_drawing("schemes", stage.scheme, source, student, teacher, terms, task, example, facts)
+    return make_drawing("schemes", stage.scheme, task, source, student, teacher, terms, task, example, facts)
 
 
 def _kinds(tree: Any) -> list[str]:
@@ -208,7 +222,7 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
     told: dict[str, Any] = {"kind": stage.kind, "seed": recipe.seed, "version": VERSION, "task": _task(task_part, task)}
     if isinstance(stage, TrainStage):
         plain = stage.model_dump(mode="json", exclude={"model", "init", "task", "objectives", "transfer", "scheme", "teacher", *_NO_MATTER})
-        told |= {"training": plain, "transfer": drawing("transfer", stage.transfer, digests), "scheme": drawing("schemes", stage.scheme, digests)}
+        told |= {"training": plain, "transfer": drawing("transfer", stage.transfer, task, digests), "scheme": drawing("schemes", stage.scheme, task, digests)}
         told["model"] = full("models", stage.model) if stage.model is not None else digests[str(stage.init)]
         told["objectives"] = [
             full("objectives", Part(kind=spec.kind, **spec.options))

@@ -4,14 +4,13 @@ Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, arXiv:1904.011
 Shapes: N images, K classes.
 """
 
-import math
 from collections.abc import Iterable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.core.errors import RecipeError
 from limbeck.core.objective import Objective, Term
+from limbeck.core.schedule import check_number
 from limbeck.core.task import Facts, Task
 from limbeck.core.teacher import Teacher
 
@@ -37,7 +36,7 @@ def activation_loss(features: Tensor) -> Tensor:
 def information_entropy_loss(logits: Tensor) -> Tensor:
     """Return sum_k p_k log p_k, p the mean over the batch of the answers' probabilities (eq. 5): least, -log K, where classes come alike.
 
-    >>> import torch
+    >>> import math, torch
     >>> bool((information_entropy_loss(torch.eye(4) * 100) + math.log(4)).abs() < 1e-6)
     True
     """
@@ -94,8 +93,7 @@ class DAFL(DataFree):
         sample: int = 256,
     ) -> None:
         for name, weight in (("one_hot", one_hot), ("activation", activation), ("entropy", entropy), ("bn", bn), ("game", game)):
-            if not math.isfinite(weight) or weight < 0:
-                raise RecipeError(f"{name} is {weight:g}; it must be a finite number of zero or more")
+            check_number(name, weight, positive=False)
         super().__init__(
             "dafl", student, teacher, objectives, task, example, facts,
             generator=generator, generator_steps=generator_steps, student_steps=student_steps, sample=sample, shared=True,

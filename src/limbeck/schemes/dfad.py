@@ -3,14 +3,13 @@
 Fang et al., "Data-Free Adversarial Distillation", 2019, arXiv:1912.11006.
 """
 
-import math
 from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from limbeck.core.errors import RecipeError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.objective import Objective, Term
+from limbeck.core.schedule import check_number
 from limbeck.core.task import Batch, Facts, Task
 from limbeck.core.teacher import Teacher
 
@@ -72,8 +71,7 @@ class DFAD(DataFree):
         student_steps: int = 5,
         sample: int = 256,
     ) -> None:
-        if not math.isfinite(game) or game < 0:
-            raise RecipeError(f"game is {game:g}; it must be a finite number of zero or more")
+        check_number("game", game, positive=False)
         super().__init__(
             "dfad", student, teacher, objectives, task, example, facts,
             generator=generator, generator_steps=generator_steps, student_steps=student_steps, sample=sample, own=Term(_L1(), game),

@@ -18,6 +18,7 @@ from limbeck.core.ask import ask
 from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
 from limbeck.core.knowledge import Reads
 from limbeck.core.objective import Objective, Term
+from limbeck.core.schedule import check_number
 from limbeck.core.scheme import Losses, Scheme
 from limbeck.core.task import Facts, Task, default_task
 from limbeck.core.teacher import Teacher, as_teacher
@@ -104,15 +105,13 @@ class Inversion(Scheme):
             raise MismatchError(f"inversion optimises one batch of images, and there are {dist.get_world_size()} processes: train on one device")
         self._weights = {"class": class_weight, "bn": bn, "tv": tv, "l2": l2, "compete": compete}
         for name, weight in self._weights.items():
-            if not math.isfinite(weight) or weight < 0:
-                raise RecipeError(f"{'class_weight' if name == 'class' else name} is {weight:g}; it must be a finite number of zero or more")
+            check_number("class_weight" if name == "class" else name, weight, positive=False)
         for name, value, least in (
             ("rounds", rounds, 1), ("student_steps", student_steps, 1), ("bank", bank, 1), ("sample", sample, 1), ("jitter", jitter, 0), ("shift", shift, 0),
         ):  # fmt: skip
             if value < least:
                 raise RecipeError(f"{name} is {value}; it must be a whole number of at least {least}")
-        if not math.isfinite(lr) or lr <= 0:
-            raise RecipeError(f"lr is {lr:g}; it must be a finite number above zero")
+        check_number("lr", lr, positive=True)
         task = default_task() if task is None else task
         asked = None if teacher is None else as_teacher(teacher)
         self.window = Window(asked, task, "inversion")

@@ -3,15 +3,14 @@
 Micaelli and Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019, arXiv:1905.09768.
 """
 
-import math
 from collections.abc import Iterable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.core.errors import RecipeError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.objective import Objective, Term
+from limbeck.core.schedule import check_number
 from limbeck.core.task import Batch, Facts, Task
 from limbeck.core.teacher import Teacher
 
@@ -71,8 +70,7 @@ class ZSKT(DataFree):
         student_steps: int = 10,
         sample: int = 256,
     ) -> None:
-        if not math.isfinite(game) or game < 0:
-            raise RecipeError(f"game is {game:g}; it must be a finite number of zero or more")
+        check_number("game", game, positive=False)
         super().__init__(
             "zskt", student, teacher, objectives, task, example, facts,
             generator=generator, generator_steps=generator_steps, student_steps=student_steps, sample=sample, own=Term(_Belief(), game),

@@ -6,33 +6,32 @@ Shapes: M examples (training rows first, then the test split's own), F features,
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import DataError, MismatchError, RecipeError
+from limbeck.core.errors import DataError, MismatchError
 from limbeck.core.files import digest
-from limbeck.core.task import Batch, Loader, Split
+from limbeck.core.task import Batch, How, Loader, Split
 
 from ._arrays import as_nchw, check_finite
 from ._fingerprint import file_hash
-from ._memory import Held, MemoryLoader
+from ._memory import Held, Shelf
 from ._npz import read_members
 from ._preprocess import normalised, statistics
-from ._split import carve
+from ._split import Splitting
 from ._supply import Supply
 
 __all__ = ["FileSupply"]
 
 
 class _Loaded(NamedTuple):
-    """What a file holds: examples, the rows of each split, and what was done to the inputs."""
+    """What a file holds: examples by split, what was done to the inputs, and the names of the classes."""
 
-    held: Held
-    rows: dict[Split, Tensor]
+    shelf: Shelf
     preprocess: dict[str, Any]
     names: tuple[str, ...] | None
 
@@ -45,11 +44,8 @@ class FileSupply(Supply):
     """
 
     def __init__(self, path: Path, target: Callable[[object, int], Tensor], *, validation: float, split_seed: int, normalize: bool) -> None:
-        if not 0 <= validation < 1:
-            raise RecipeError(f"validation is {validation:g}; it is a fraction of the training data, 0 or more and less than 1")
-        self._path, self._target = path, target
-        self._validation, self._seed, self._normalize = validation, split_seed, normalize
-        self._on: dict[torch.device, Held] = {}
+        self._splitting = Splitting(validation=validation, seed=split_seed)
+        self._path, self._target, self._normalize = path, target, normalize
 
     @cached_property
     def _loaded(self) -> _Loaded:
@@ -65,14 +61,16 @@ class FileSupply(Supply):
         if names is not None and len(names) != targets[0].shape[1]:
             raise DataError(f"{self._path} names {len(names)} classes and has {targets[0].shape[1]} targets: give a name for each")
         count = len(inputs[0])
-        rows: dict[Split, Tensor] = {"train": torch.arange(count)}
-        if self._validation:
-            rows["train"], rows["validation"] = carve(torch.zeros(count, dtype=torch.long), rows["train"], self._validation, self._seed)
+        rows = self._splitting.carved(torch.zeros(count, dtype=torch.long), torch.arange(count))
         if len(inputs) > 1:
             rows["test"] = torch.arange(count, count + len(inputs[1]))
         raw = torch.from_numpy(np.concatenate(inputs))
         made, preprocess = self._prepared(raw, rows["train"])
-        return _Loaded(Held(made, torch.cat(targets), torch.zeros(1), None), rows, preprocess, names)
+        absent: dict[Split, str] = {
+            "validation": f"{self._path} has no validation split: set `validation` above 0",
+            "test": f"{self._path} has no test split: store x_test and y_test",
+        }
+        return _Loaded(Shelf(Held(made, torch.cat(targets), torch.zeros(1), None), rows, absent=absent), preprocess, names)
 
     def _targets(self, values: npt.NDArray[Any], count: int, name: str) -> Tensor:
         try:
@@ -92,29 +90,21 @@ class FileSupply(Supply):
         return normalised(maps, scale, torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)).view(raw.shape), told
 
     def splits(self) -> tuple[Split, ...]:
-        return tuple(self._loaded.rows)
+        return tuple(self._loaded.shelf.rows)
 
-    def loader(self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, device: torch.device | None, views: int | None, whole: bool) -> Loader:
-        held, rows = self._loaded.held, self._loaded.rows
-        if split not in rows:
-            way = "set `validation` above 0" if split == "validation" else "store x_test and y_test"
-            raise DataError(f"{self._path} has no {split} split: {way}")
-        if device is not None:
-            if device not in self._on:
-                self._on[device] = held.to(device)
-            held = self._on[device]
-        return MemoryLoader(held, rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=(), views=views, whole=whole)
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
+        return self._loaded.shelf.loader(split, **how)
 
     def fingerprint(self, kind: str) -> str:
         """The SHA-256 of the file's own and of every option that says what is made of it; where it lies does not matter."""
-        return digest({"task": kind, "options": [self._validation, self._seed, self._normalize], "file": self._digest})
+        return digest({"task": kind, "options": [self._splitting.validation, self._splitting.seed, self._normalize], "file": self._digest})
 
     @cached_property
     def _digest(self) -> str:
         return file_hash(self._path)
 
     def first(self) -> tuple[Batch, int]:
-        held, rows = self._loaded.held, self._loaded.rows["train"]
+        held, rows = self._loaded.shelf.held, self._loaded.shelf.rows["train"]
         one = rows[:1]
         return {"input": held.images[one], "label": held.labels[one], "id": one}, len(rows)
 

@@ -3,20 +3,24 @@
 Shapes: M examples held, N in a batch, C channels, H rows, W columns.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from limbeck.core.draw import key, permutation
 from limbeck.core.errors import DataError, RecipeError
-from limbeck.core.task import Batch, Loader, Split
+from limbeck.core.task import Batch, How, Loader, Split, starts
 
 from ._augment import Crop, Flip, Shift, Slide, augmented
 from ._preprocess import normalised
 
-__all__ = ["Held", "Later", "MemoryLoader", "Norm"]
+__all__ = ["Held", "Later", "MemoryLoader", "Norm", "Shelf"]
+
+Step = Shift | Crop | Flip | Slide
+_ABSENT: Mapping[Split, str] = {"validation": "there is no validation split: set `validation` above 0"}
 
 
 @dataclass(frozen=True)
@@ -61,31 +65,23 @@ class MemoryLoader(Loader):
         split: Split,
         *,
         batch_size: int,
-        seed: int,
-        rank: int,
-        world: int,
-        augment: Sequence[Shift | Crop | Flip | Slide],
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        augment: Sequence[Step] = (),
         views: int | None = None,
         whole: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise RecipeError(f"batch_size is {batch_size}; it must be one or more")
         if views is not None and views < 1:
             raise RecipeError(f"views is {views}; it must be one or more")
-        assert 0 <= rank < world
         self._shuffled = split == "train" and not whole
-        if self._shuffled and batch_size * world > len(rows):
-            on_all = f" on each of {world} processes" if world > 1 else ""
-            raise DataError(f"batch_size is {batch_size}{on_all}, and the training split has {len(rows)} examples: no batch can be filled; lower batch_size")
+        self._starts = starts(len(rows), {"batch_size": batch_size, "rank": rank, "world": world, "whole": not self._shuffled})
         self._held, self._rows, self._augment = held, rows, tuple(augment) if split == "train" else ()
         self._views = views if split == "train" else None
-        self._size, self._seed, self._rank, self._world = batch_size, seed, rank, world
+        self._size, self._seed = batch_size, seed
 
     def __len__(self) -> int:
-        if self._shuffled:
-            return len(self._rows) // (self._size * self._world)
-        batches = -(-len(self._rows) // self._size)
-        return -(-(batches - self._rank) // self._world)
+        return len(self._starts)
 
     def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         """Give the batches of `epoch` from number `skip` on: a pure function of (seed, epoch), whatever was drawn before."""
@@ -93,8 +89,7 @@ class MemoryLoader(Loader):
         order = self._rows[permutation(len(self._rows), key(self._seed, epoch))] if self._shuffled else self._rows
         view = epoch if self._views is None else epoch % self._views
         order = order.to(held.images.device)
-        for number in range(skip, len(self)):
-            start = (number * self._world + self._rank) * size
+        for start in self._starts[skip:]:
             ids = order[start : start + size]
             images = held.images.index_select(0, ids)  # several times as fast on a CPU as images[ids]
             if augment:
@@ -103,6 +98,24 @@ class MemoryLoader(Loader):
                 images = norm(images)
             batch = {"input": images, "label": held.labels.index_select(0, ids), "id": ids}
             yield batch if self._views is None else {**batch, "view": torch.full_like(ids, view)}
+
+
+class Shelf:
+    """Held data and the rows of each split, on whatever device they are asked for; `absent` says of a split why it is not there."""
+
+    def __init__(self, held: Held, rows: Mapping[Split, Tensor], *, augment: Sequence[Step] = (), absent: Mapping[Split, str] = _ABSENT) -> None:
+        self.held, self.rows, self._augment, self._absent = held, rows, augment, absent
+        self._on: dict[torch.device | None, Held] = {None: held}
+
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
+        """Raises DataError for a split that is not there."""
+        if split not in self.rows:
+            raise DataError(self._absent[split])
+        device = how.get("device")
+        if device is not None and device not in self._on:
+            self._on[device] = self.held.to(device)
+        told: dict[str, Any] = {name: value for name, value in how.items() if name != "device"}
+        return MemoryLoader(self._on[device], self.rows[split], split, augment=self._augment, **told)
 
 
 class Later(Loader):

@@ -3,15 +3,78 @@
 `labels [M]` are of all rows; a split is a sorted int64 tensor of row numbers.
 """
 
+from dataclasses import astuple, dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from limbeck.core.draw import key, permutation
 from limbeck.core.errors import DataError, RecipeError
+from limbeck.core.task import Split
 
-__all__ = ["carve", "fold_rows", "subset_rows"]
+__all__ = ["Splitting", "carve", "fold_rows", "subset_rows"]
 
 _FOLDS, _CARVE, _SUBSET = 1, 2, 3  # what a permutation is for, so that no two uses of one seed share a draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splitting:
+    """What a task's options say of its splits.
+
+    `validation`: the fraction of the training data held back; `folds` and `fold`: in how many folds data without a test split are cut, and which one of them
+    is it; `seed`: of all three draws; `subset`: how many training examples are used, all where it is None.
+
+    Raises:
+        RecipeError: options that cannot be meant.
+    """
+
+    validation: float
+    folds: int = 5
+    fold: int = 0
+    seed: int
+    subset: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise RecipeError(f"validation is {self.validation:g}; it is a fraction of the training data, 0 or more and less than 1")
+        if self.folds < 2 or not 0 <= self.fold < self.folds:
+            raise RecipeError(f"fold is {self.fold} of {self.folds} folds; folds is 2 or more, and fold counts from 0 to folds - 1")
+        if self.subset is not None and self.subset < 1:
+            raise RecipeError(f"subset is {self.subset}; it is a number of training examples, 1 or more")
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """What a fingerprint holds of it."""
+        return astuple(self)
+
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that there are, a test split among them."""
+        return ("train", "validation", "test") if self.validation else ("train", "test")
+
+    def rows(self, strata: Tensor, tests: int, *, own: str) -> dict[Split, Tensor]:
+        """Return the rows of each split of data of classes `strata [M]`, whose last `tests` are a test split of their own; `own` says whose it is.
+
+        Raises:
+            RecipeError: folds of data that have a test split.
+        """
+        everything = torch.arange(len(strata))
+        if not tests:
+            train, test = fold_rows(strata, everything, self.folds, self.fold, self.seed)
+        elif (self.fold, self.folds) != (0, 5):
+            raise RecipeError(f"folds and fold are for data without a test split, and {own}: leave them out")
+        else:
+            train, test = everything[:-tests], everything[-tests:]
+        return {**self.carved(strata, train), "test": test}
+
+    def carved(self, strata: Tensor, train: Tensor) -> dict[Split, Tensor]:
+        """Return the rows of the training and the validation split, where `train` are those of both."""
+        rows: dict[Split, Tensor] = {"train": train}
+        if self.validation:
+            rows["train"], rows["validation"] = carve(strata, train, self.validation, self.seed)
+        if self.subset is not None:
+            rows["train"] = subset_rows(rows["train"], self.subset, self.seed)
+        return rows
 
 
 def _shuffled_by_class(labels: Tensor, rows: Tensor, seed: int, use: int) -> Tensor:

@@ -3,7 +3,7 @@
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
 from limbeck.core.files import digest
 from limbeck.core.knowledge import Knowledge
-from limbeck.core.task import Batch, Loader, Split, Task
+from limbeck.core.task import Batch, How, Loader, Split, Task
 
 from ._adapter import UserLoader, batch_count, undisturbed
 
@@ -27,7 +27,7 @@ class Supply(ABC):
         """The splits that are there."""
 
     @abstractmethod
-    def loader(self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, device: torch.device | None, views: int | None, whole: bool) -> Loader:
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
         """The batches of a split, as `Task.loader` has them."""
 
     @abstractmethod
@@ -76,13 +76,13 @@ class UserLoaders(Supply):
     def splits(self) -> tuple[Split, ...]:
         return tuple(split for split in get_args(Split) if split in self._loaders)
 
-    def loader(self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, device: torch.device | None, views: int | None, whole: bool) -> Loader:
-        if views is not None:
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
+        if how.get("views") is not None:
             raise MismatchError(
                 "a loader of one's own draws its augmentation as it likes, and the teacher knows the answers to some draws alone: give limbeck's own data, or "
                 "mappings with `id` and `view` that are not augmented otherwise, in a loop of one's own"
             )
-        return UserLoader(self._of(split), split, self._read, rank=rank, world=world, device=device)
+        return UserLoader(self._of(split), split, self._read, rank=how.get("rank", 0), world=how.get("world", 1), device=how.get("device"))
 
     def fingerprint(self, kind: str) -> str:
         return digest({"task": kind, "token": self._token})
@@ -126,20 +126,9 @@ class Supplied(Task):
         """A digest of the data; for loaders one that no other object has: limbeck cannot see what they give, so nothing of theirs is taken from a cache."""
         return self._supply.fingerprint(self.kind)
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
         """The batches of a split; of a user's own loader batch size and order are its own: `batch_size` and `seed` do not change them."""
-        return self._supply.loader(split, batch_size=batch_size, seed=seed, rank=rank, world=world, device=device, views=views, whole=whole)
+        return self._supply.loader(split, **how)
 
     def splits(self) -> tuple[Split, ...]:
         """The splits that are there; none in a user's own loop."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -14,18 +14,23 @@ from limbeck.core.draw import below, bits, key
 from limbeck.core.errors import DataError, MismatchError, RecipeError
 from limbeck.core.files import digest
 from limbeck.core.knowledge import Knowledge
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.task import Batch, Facts, How, Loader, Split, Task
 
 from ._as_plain import AsPlain
 from ._linear_policy import greedy, searched
-from ._memory import Held, MemoryLoader
-from ._split import carve
+from ._memory import Held, Shelf
+from ._split import Splitting
 from .classify import Classify
 
 __all__ = ["Control"]
 
 _TEST, _TRIAL, _OWN = 10_000_000, 20_000_000, 30_000_000
 """Where the seeds of the teacher's test episodes, of a student's trials and of the wanderings begin; the demonstrations' begin at `seed` itself."""
+
+_ABSENT: dict[Split, str] = {
+    "validation": "there is no validation split: set `validation` above 0",
+    "test": "there is no test split: transitions of one's own are only learnt from",
+}
 
 
 class Control(AsPlain):
@@ -74,15 +79,14 @@ class Control(AsPlain):
             raise RecipeError(f"teacher is {teacher!r} for tasks.control; it is 'searched', or python:package.module:policy")
         if show not in ("demonstrations", "transitions"):
             raise RecipeError(f"show is {show!r} for tasks.control; it is 'demonstrations' or 'transitions'")
-        if not 0 <= validation < 1:
-            raise RecipeError(f"validation is {validation:g}; it is a fraction of the training data, 0 or more and less than 1")
+        self._splitting = Splitting(validation=validation, seed=seed)
         for name, value in (("episodes", episodes), ("steps", steps), ("test_episodes", test_episodes), ("trials", trials)):
             if value < 1:
                 raise RecipeError(f"{name} is {value}; it must be 1 or more")
         if seed < 0:
             raise RecipeError(f"seed is {seed}; it must be 0 or more")
         self.env, self.teacher, self.show = env, teacher, show
-        self._episodes, self._steps, self._validation, self._tests, self._trials, self._seed = episodes, steps, validation, test_episodes, trials, seed
+        self._episodes, self._steps, self._tests, self._trials, self._seed = episodes, steps, test_episodes, trials, seed
         self._plain = Classify()
 
     @cached_property
@@ -112,8 +116,8 @@ class Control(AsPlain):
         return play(self.env, policy or (lambda _seen, step: int(actions[step])), seed=_OWN + self._seed, steps=self._steps)
 
     @cached_property
-    def _loaded(self) -> tuple[Held, dict[Split, Tensor], Tensor]:
-        """Examples and labels, the rows of each split, and the transition of each row."""
+    def _loaded(self) -> tuple[Shelf, Tensor]:
+        """Examples and labels by split, and the transition of each row."""
         if self.show == "transitions":
             played = self.wander()
             shown, tested = played, None
@@ -123,20 +127,19 @@ class Control(AsPlain):
             tested = play(self.env, self.policy, seed=_TEST + self._seed, episodes=self._tests)
             inputs = torch.cat([shown.before, tested.before])
         labels = shown.action if tested is None else torch.cat([shown.action, tested.action])
-        rows: dict[Split, Tensor] = {"train": torch.arange(len(shown.action))}
-        if self._validation:
-            rows["train"], rows["validation"] = carve(labels, rows["train"], self._validation, self._seed)
+        rows = self._splitting.carved(labels, torch.arange(len(shown.action)))
         if tested is not None:
             rows["test"] = torch.arange(len(shown.action), len(labels))
         if not len(rows["train"]):
             raise DataError(f"{self.env} gave {len(shown.action)} steps to learn from: take more episodes")
         pairs = [torch.cat([one.before, one.after], 1) for one in (shown, tested) if one is not None]
-        return Held(inputs, labels, torch.zeros(1), None), rows, torch.cat(pairs)
+        return Shelf(Held(inputs, labels, torch.zeros(1), None), rows, absent=_ABSENT), torch.cat(pairs)
 
     def facts(self) -> Facts:
-        held, rows, _ = self._loaded
+        shelf, _ = self._loaded
         names = tuple(str(action) for action in range(self.spaces.actions))
-        return Facts(tuple(held.images.shape[1:]), len(names), names, len(rows["train"]), preprocess={"kind": "control", "env": self.env, "show": self.show})
+        told = {"kind": "control", "env": self.env, "show": self.show}
+        return Facts(tuple(shelf.held.images.shape[1:]), len(names), names, len(shelf.rows["train"]), preprocess=told)
 
     def fingerprint(self) -> str:
         """A digest of every option, of a teacher policy's source, and of gymnasium's version: nothing is played for it."""
@@ -144,35 +147,19 @@ class Control(AsPlain):
             library = version("gymnasium")
         except PackageNotFoundError:
             library = ""
-        told = [self.env, self.teacher, self.show, self._episodes, self._steps, self._validation, self._tests, self._trials, self._seed, library]
+        told = [self.env, self.teacher, self.show, self._episodes, self._steps, self._splitting.validation, self._tests, self._trials, self._seed, library]
         return digest({"task": "control", "options": told, "source": lookup.source_digest(self.teacher)})
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
-        held, rows, transitions = self._loaded
-        if split not in rows:
-            way = "set `validation` above 0" if split == "validation" else "transitions of one's own are only learnt from"
-            raise DataError(f"there is no {split} split: {way}")
-        held = held if device is None else held.to(device)
-        inner = MemoryLoader(held, rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=(), views=views, whole=whole)
-        return inner if self.show == "transitions" else _WithTransitions(inner, transitions.to(device))
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
+        shelf, transitions = self._loaded
+        inner = shelf.loader(split, **how)
+        return inner if self.show == "transitions" else _WithTransitions(inner, transitions.to(how.get("device")))
 
     def plain(self) -> Task:
         return self._plain
 
     def splits(self) -> tuple[Split, ...]:
-        test: tuple[Split, ...] = () if self.show == "transitions" else ("test",)
-        return ("train", "validation", *test) if self._validation else ("train", *test)
+        return tuple(split for split in self._splitting.splits() if split != "test" or self.show == "demonstrations")
 
     def outcome(self, answer: Callable[[Batch], Knowledge]) -> dict[str, float]:
         """Let a model act in `trials` episodes, and its teacher in the same ones; nothing for a model that only names actions."""

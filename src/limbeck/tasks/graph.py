@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
 from limbeck.core.files import digest
 from limbeck.core.knowledge import Dense, Knowledge
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.task import Batch, Facts, How, Loader, Split, Task
 
 from ._fingerprint import files_hash
 from ._planetoid import UNLABELLED, Citations, planetoid_files, read_planetoid
@@ -123,18 +123,7 @@ class Graph(Task):
         """The SHA-256 of the files' own and of every option that says what is made of them; where the files lie does not matter."""
         return self._fingerprint
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
         """The whole graph as one batch, whatever `batch_size` and `seed` say.
 
         `views` and `whole` change nothing: nothing is augmented, and the graph is whole.
@@ -142,9 +131,9 @@ class Graph(Task):
         Raises:
             MismatchError: more than one process.
         """
-        if world > 1:
+        if (world := how.get("world", 1)) > 1:
             raise MismatchError(f"a graph is one batch, and {world} processes would all train on it: set runtime.devices to 1")
-        key = (split, device or torch.device("cpu"))
+        key = (split, how.get("device") or torch.device("cpu"))
         if key not in self._made:
             mine = self._rows(split)
             labels = torch.from_numpy(self._graph.labels)

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Unpack, get_args
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from limbeck.core.errors import DataError, RecipeError, did_you_mean
 from limbeck.core.files import digest
-from limbeck.core.task import Facts, Loader, Split, Task
+from limbeck.core.task import Facts, How, Loader, Split, Task
 
 from ._arrays import Arrays
 from ._as_plain import AsPlain
@@ -22,10 +21,10 @@ from ._edges import edges
 from ._fingerprint import files_hash
 from ._folder import find_images, read_folder
 from ._idx import idx_files, read_mnist
-from ._memory import Held, MemoryLoader, Norm
+from ._memory import Held, Norm, Shelf
 from ._npz import read_npz
 from ._preprocess import prepare, statistics
-from ._split import carve, fold_rows, subset_rows
+from ._split import Splitting
 from .classify import Classify
 
 __all__ = ["Augmentation", "Crop", "Flip", "Image", "Shift", "prepare"]
@@ -42,14 +41,6 @@ class _Source(NamedTuple):
 
     files: dict[str, Path]
     read: Callable[[], Arrays]
-
-
-class _Rows(NamedTuple):
-    """The rows of each split."""
-
-    train: Tensor
-    validation: Tensor | None
-    test: Tensor
 
 
 class Image(AsPlain):
@@ -107,12 +98,7 @@ class Image(AsPlain):
             raise RecipeError(f"root is {root!r}, and data 'digits' comes with scikit-learn: leave root out, or choose other data")
         if data != "digits" and not root:
             raise RecipeError(f"data {data!r} needs `root`: {'the .npz file' if data == 'npz' else 'the folder that holds the data'}")
-        if not 0 <= validation < 1:
-            raise RecipeError(f"validation is {validation:g}; it is a fraction of the training data, 0 or more and less than 1")
-        if folds < 2 or not 0 <= fold < folds:
-            raise RecipeError(f"fold is {fold} of {folds} folds; folds is 2 or more, and fold counts from 0 to folds - 1")
-        if subset is not None and subset < 1:
-            raise RecipeError(f"subset is {subset}; it is a number of training examples, 1 or more")
+        self._splitting = Splitting(validation=validation, folds=folds, fold=fold, seed=split_seed, subset=subset)
         if size is not None and (data != "folder" or size < 1):
             raise RecipeError(f"size is {size} for data {data!r}; it is a number of pixels, 1 or more, and only for data 'folder'")
         if labels not in ("fine", "coarse") or (labels == "coarse" and data != "cifar100"):
@@ -128,12 +114,10 @@ class Image(AsPlain):
             raise RecipeError(f"augment.{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}") from None
         self._data: Data = data
         self._root = Path(root or ".")
-        self._validation, self._folds, self._fold, self._seed, self._subset = validation, folds, fold, split_seed, subset
         self._normalize, self._size, self._fine, self._render = normalize, size, labels, render
         self._balanced = isinstance(class_weight, str)
         self._weights = None if isinstance(class_weight, str) else class_weight
         Classify(class_weight=self._weights)  # says what is wrong with them
-        self._on: dict[torch.device, Held] = {}
 
     @cached_property
     def _source(self) -> _Source:
@@ -164,16 +148,16 @@ class Image(AsPlain):
         )
 
     @cached_property
-    def _loaded(self) -> tuple[Facts, Held, _Rows]:
+    def _loaded(self) -> tuple[Facts, Shelf]:
         arrays = self._source.read()
         if self._weights is not None and len(self._weights) != len(arrays.names):
             raise RecipeError(f"class_weight has {len(self._weights)} weights, and data {self._data!r} have {len(arrays.names)} classes: give one for each")
         labels = torch.from_numpy(arrays.labels)
-        rows = self._split(labels, arrays.tests)
+        rows = self._splitting.rows(labels, arrays.tests, own=f"data {self._data!r} in {self._root} have one")
         _, channels, height, width = arrays.images.shape
         check_reach(self._augment, height, width)
         raw = torch.from_numpy(arrays.images if self._render is None else edges(arrays.images, arrays.scale))
-        mean, std = statistics(raw, rows.train, arrays.scale) if self._normalize else ([0.0] * channels, [1.0] * channels)
+        mean, std = statistics(raw, rows["train"], arrays.scale) if self._normalize else ([0.0] * channels, [1.0] * channels)
         preprocess = {
             "kind": self._render or "image", "mode": "L" if channels == 1 else "RGB", "size": [height, width], "scale": arrays.scale, "mean": mean, "std": std,
         }  # fmt: skip
@@ -183,30 +167,15 @@ class Image(AsPlain):
             held = Held(norm(raw), labels, fill, None)
         else:
             held = Held(raw, labels, torch.zeros(channels, dtype=raw.dtype), norm)
-        facts = Facts((channels, height, width), len(arrays.names), arrays.names, len(rows.train), preprocess=preprocess)
-        return facts, held, rows
-
-    def _split(self, labels: Tensor, tests: int) -> _Rows:
-        everything = torch.arange(len(labels))
-        if tests:
-            if (self._fold, self._folds) != (0, 5):
-                raise RecipeError(f"folds and fold are for data without a test split, and data {self._data!r} in {self._root} have one: leave them out")
-            train, test = everything[:-tests], everything[-tests:]
-        else:
-            train, test = fold_rows(labels, everything, self._folds, self._fold, self._seed)
-        validation = None
-        if self._validation:
-            train, validation = carve(labels, train, self._validation, self._seed)
-        if self._subset is not None:
-            train = subset_rows(train, self._subset, self._seed)
-        return _Rows(train, validation, test)
+        facts = Facts((channels, height, width), len(arrays.names), arrays.names, len(rows["train"]), preprocess=preprocess)
+        return facts, Shelf(held, rows, augment=self._augment)
 
     @cached_property
     def _plain(self) -> Classify:
         if not self._balanced:
             return Classify(class_weight=self._weights)
-        facts, held, rows = self._loaded
-        counts = held.labels[rows.train].bincount(minlength=facts.classes).double()
+        facts, shelf = self._loaded
+        counts = shelf.held.labels[shelf.rows["train"]].bincount(minlength=facts.classes).double()
         balanced = torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
         return Classify(class_weight=balanced.tolist())
 
@@ -219,35 +188,16 @@ class Image(AsPlain):
 
     @cached_property
     def _fingerprint(self) -> str:
-        options = [self._data, self._validation, self._folds, self._fold, self._seed, self._subset, self._normalize, self._size, self._fine]
+        options = [self._data, *self._splitting.options, self._normalize, self._size, self._fine]
         options += [] if self._render is None else [self._render]
         steps = [step.model_dump() for step in self._augment]
         return digest({"task": "image", "options": options, "augment": steps, "files": files_hash(self._source.files)})
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
-        _, held, rows = self._loaded
-        chosen = {"train": rows.train, "validation": rows.validation, "test": rows.test}[split]
-        if chosen is None:
-            raise DataError("there is no validation split: set `validation` above 0")
-        if device is not None:
-            if device not in self._on:
-                self._on[device] = held.to(device)
-            held = self._on[device]
-        return MemoryLoader(held, chosen, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=self._augment, views=views, whole=whole)
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
+        return self._loaded[1].loader(split, **how)
 
     def plain(self) -> Task:
         return self._plain
 
     def splits(self) -> tuple[Split, ...]:
-        return ("train", "validation", "test") if self._validation else ("train", "test")
+        return self._splitting.splits()

@@ -1,17 +1,18 @@
 """A long time lag: the first symbol says what the last one will be, and nothing between the two does."""
 
 from functools import cached_property
+from typing import Unpack
 
 import torch
 from torch.nn import functional as F
 
 from limbeck.core.draw import below, bits, key
-from limbeck.core.errors import DataError, RecipeError
+from limbeck.core.errors import RecipeError
 from limbeck.core.files import digest
-from limbeck.core.task import Facts, Loader, Split, Task
+from limbeck.core.task import Facts, How, Loader, Split, Task
 
 from ._as_plain import AsPlain
-from ._memory import Held, MemoryLoader
+from ._memory import Held, Shelf
 from .classify import Classify
 
 __all__ = ["Lag"]
@@ -41,17 +42,20 @@ class Lag(AsPlain):
         for name, value, least in (("lag", lag, 1), ("examples", examples, 1), ("validation", validation, 0), ("test", test, 1), ("seed", seed, 0)):
             if value < least:
                 raise RecipeError(f"{name} is {value} for tasks.lag; it must be {least} or more")
-        self._lag, self._sizes, self._seed = lag, {"train": examples, "validation": validation, "test": test}, seed
+        self._sizes: dict[Split, int] = {"train": examples, "validation": validation, "test": test}
+        self._lag, self._seed = lag, seed
         self._plain = Classify()
 
     @cached_property
-    def _loaded(self) -> Held:
+    def _shelf(self) -> Shelf:
         """Every split's examples, one split after another."""
         ids = torch.arange(sum(self._sizes.values()))
         first = (below(bits(ids // 2, key(self._seed)), 2, 1) + ids) % 2
         between = torch.arange(2, self._lag + 2).expand(len(first), -1)
         symbols = torch.cat([first.unsqueeze(1), between], 1)
-        return Held(F.one_hot(symbols, self._lag + 2).float(), first, torch.zeros(1), None)
+        rows = dict(zip(self._sizes, ids.split(list(self._sizes.values())), strict=True))
+        held = Held(F.one_hot(symbols, self._lag + 2).float(), first, torch.zeros(1), None)
+        return Shelf(held, {split: rows[split] for split in self.splits()})
 
     def facts(self) -> Facts:
         names = ("a", "x", *(f"b{at}" for at in range(1, self._lag + 1)))
@@ -61,24 +65,8 @@ class Lag(AsPlain):
         """A digest of every option: they say all of the data."""
         return digest({"task": "lag", "lag": self._lag, "sizes": self._sizes, "seed": self._seed})
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
-        if split not in self.splits():
-            raise DataError(f"there is no {split} split: set `validation` above 0")
-        before = {"train": 0, "validation": self._sizes["train"], "test": self._sizes["train"] + self._sizes["validation"]}[split]
-        rows = torch.arange(before, before + self._sizes[split])
-        held = self._loaded if device is None else self._loaded.to(device)
-        return MemoryLoader(held, rows, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=(), views=views, whole=whole)
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
+        return self._shelf.loader(split, **how)
 
     def plain(self) -> Task:
         return self._plain

@@ -3,24 +3,23 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Unpack, get_args
 
 import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor
 
-from limbeck.core.errors import DataError, RecipeError, did_you_mean
+from limbeck.core.errors import RecipeError, did_you_mean
 from limbeck.core.files import digest
-from limbeck.core.task import Facts, Loader, Split, Task
+from limbeck.core.task import Facts, How, Loader, Split, Task
 
 from ._as_plain import AsPlain
 from ._augment import Slide
 from ._fingerprint import files_hash
 from ._mel import log_mel
-from ._memory import Held, MemoryLoader
+from ._memory import Held, Shelf
 from ._preprocess import normalised, statistics
-from ._split import carve, fold_rows, subset_rows
+from ._split import Splitting
 from ._wav import find_speech, fitted, read_speech
 from .classify import Classify
 
@@ -80,12 +79,7 @@ class Speech(AsPlain):
             raise RecipeError(f"no data {data!r} for tasks.speech{did_you_mean(data, get_args(Data))}")
         if not root:
             raise RecipeError(f"data {data!r} needs `root`: the folder that holds the data")
-        if not 0 <= validation < 1:
-            raise RecipeError(f"validation is {validation:g}; it is a fraction of the training data, 0 or more and less than 1")
-        if folds < 2 or not 0 <= fold < folds:
-            raise RecipeError(f"fold is {fold} of {folds} folds; folds is 2 or more, and fold counts from 0 to folds - 1")
-        if subset is not None and subset < 1:
-            raise RecipeError(f"subset is {subset}; it is a number of training examples, 1 or more")
+        self._splitting = Splitting(validation=validation, folds=folds, fold=fold, seed=split_seed, subset=subset)
         if min(seconds, window_ms, hop_ms) <= 0 or mels < 1:
             raise RecipeError(f"seconds {seconds:g}, window_ms {window_ms:g}, hop_ms {hop_ms:g} and mels {mels} must all be above zero")
         try:
@@ -95,23 +89,21 @@ class Speech(AsPlain):
             raise RecipeError(f"augment.{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}") from None
         self._data: Data = data
         self._root = Path(root)
-        self._validation, self._folds, self._fold, self._seed, self._subset = validation, folds, fold, split_seed, subset
         self._seconds, self._mels, self._window, self._hop = seconds, mels, window_ms, hop_ms
         self._plain = Classify()
-        self._on: dict[torch.device, Held] = {}
 
     @cached_property
     def _files(self) -> dict[str, Path]:
         return find_speech(self._root, self._data)
 
     @cached_property
-    def _loaded(self) -> tuple[Facts, Held, dict[Split, Tensor]]:
+    def _loaded(self) -> tuple[Facts, Shelf]:
         found = read_speech(self._files, self._data)
         length, window, hop = (max(1, round(found.rate * seconds)) for seconds in (self._seconds, self._window / 1000, self._hop / 1000))
         if length < window:
             raise RecipeError(f"seconds is {self._seconds:g} and window_ms {self._window:g}: a recording must be longer than the window")
         labels = torch.from_numpy(found.labels)
-        rows = self._split(labels, found.tests)
+        rows = self._splitting.rows(labels, found.tests, own=f"data {self._data!r} in {self._root} have one")
         waves = torch.from_numpy(np.stack([fitted(one, length) for one in found.waves]))
         raw = torch.cat([log_mel(part, rate=found.rate, bands=self._mels, window=window, hop=hop) for part in waves.split(_CHUNK)])
         mean, std = statistics(raw, rows["train"], 1.0)
@@ -121,20 +113,8 @@ class Speech(AsPlain):
             if step.frames >= raw.shape[3]:
                 raise RecipeError(f"augment: slide by {step.frames} frames moves recordings of {raw.shape[3]} out of hearing; stay below {raw.shape[3]}")
         told = {"kind": "speech", "rate": found.rate, "samples": length, "mels": self._mels, "window": window, "hop": hop, "mean": mean, "std": std}
-        return Facts(tuple(raw.shape[1:]), len(found.names), found.names, len(rows["train"]), preprocess=told), held, rows
-
-    def _split(self, labels: Tensor, tests: int) -> dict[Split, Tensor]:
-        everything = torch.arange(len(labels))
-        if tests:
-            train, test = everything[:-tests], everything[-tests:]
-        else:
-            train, test = fold_rows(labels, everything, self._folds, self._fold, self._seed)
-        rows: dict[Split, Tensor] = {"train": train, "test": test}
-        if self._validation:
-            rows["train"], rows["validation"] = carve(labels, train, self._validation, self._seed)
-        if self._subset is not None:
-            rows["train"] = subset_rows(rows["train"], self._subset, self._seed)
-        return rows
+        facts = Facts(tuple(raw.shape[1:]), len(found.names), found.names, len(rows["train"]), preprocess=told)
+        return facts, Shelf(held, rows, augment=self._augment)
 
     def facts(self) -> Facts:
         return self._loaded[0]
@@ -145,32 +125,14 @@ class Speech(AsPlain):
 
     @cached_property
     def _fingerprint(self) -> str:
-        options = [self._data, self._validation, self._folds, self._fold, self._seed, self._subset, self._seconds, self._mels, self._window, self._hop]
+        options = [self._data, *self._splitting.options, self._seconds, self._mels, self._window, self._hop]
         return digest({"task": "speech", "options": options, "augment": [step.model_dump() for step in self._augment], "files": files_hash(self._files)})
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
-        _, held, rows = self._loaded
-        if split not in rows:
-            raise DataError("there is no validation split: set `validation` above 0")
-        if device is not None:
-            if device not in self._on:
-                self._on[device] = held.to(device)
-            held = self._on[device]
-        return MemoryLoader(held, rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=self._augment, views=views, whole=whole)
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
+        return self._loaded[1].loader(split, **how)
 
     def plain(self) -> Task:
         return self._plain
 
     def splits(self) -> tuple[Split, ...]:
-        return ("train", "validation", "test") if self._validation else ("train", "test")
+        return self._splitting.splits()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 from weakref import WeakValueDictionary
 
 import torch
@@ -14,7 +14,7 @@ from limbeck.core.draw import key, permutation
 from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
 from limbeck.core.files import digest
 from limbeck.core.knowledge import Dense, Knowledge
-from limbeck.core.task import Batch, Facts, Loader, Sequel, Task
+from limbeck.core.task import Batch, Facts, How, Loader, Sequel, Task, starts
 from limbeck.core.task import Split as Part
 
 __all__ = ["Split"]
@@ -128,31 +128,17 @@ class Split(Sequel):
         """A digest of the inner task's own and of what is cut from it."""
         return digest({"task": "split", "of": self._inner.fingerprint(), "tasks": self._tasks, "now": self._now, "joint": self._joint, "known": self._known})
 
-    def loader(
-        self,
-        split: Part,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
-        count, shuffled = self._count(split), split == "train" and not whole
-        if batch_size < 1:
-            raise RecipeError(f"batch_size is {batch_size}; it must be one or more")
-        if shuffled and batch_size * world > count:
-            on_all = f" on each of {world} processes" if world > 1 else ""
-            raise DataError(f"batch_size is {batch_size}{on_all}, and task {self._now} has {count} training examples: no batch can be filled; lower batch_size")
-        inner = self._inner.loader(split, batch_size=_READ, seed=seed, device=device, views=views, whole=True)
-        place = self._place(split).to(device or "cpu")
+    def loader(self, split: Part, **how: Unpack[How]) -> Loader:
+        count, seed, whole = self._count(split), how.get("seed", 0), split != "train" or how.get("whole", False)
+        begin = starts(count, {**how, "whole": whole}, of=f"task {self._now} has {{}} training examples")
+        alone: How = {**how, "batch_size": _READ, "rank": 0, "world": 1, "whole": True}
+        inner = self._inner.loader(split, **alone)
+        place = self._place(split).to(how.get("device") or "cpu")
 
         def read(epoch: int) -> dict[str, Tensor]:
             return _cut((self._inner.batch(raw) for raw in inner.batches(epoch)), place)
 
-        return _Cut(read, count, batch_size, seed if shuffled else None, rank, world)
+        return _Cut(read, begin, how["batch_size"], lambda epoch: torch.arange(count) if whole else permutation(count, key(seed, epoch)))
 
     def splits(self) -> tuple[Part, ...]:
         return self._inner.splits()
@@ -189,21 +175,18 @@ class Split(Sequel):
 
 
 class _Cut(Loader):
-    """The batches of what `read(epoch)` gives, `count` examples, shuffled by (seed, epoch) where there is a seed, as `Task.loader` promises them."""
+    """The batches of what `read(epoch)` gives, in `order(epoch)`, `size` examples from each of `begin` on."""
 
-    def __init__(self, read: Callable[[int], dict[str, Tensor]], count: int, size: int, seed: int | None, rank: int, world: int) -> None:
-        self._read, self._count, self._size, self._seed, self._rank, self._world = read, count, size, seed, rank, world
+    def __init__(self, read: Callable[[int], dict[str, Tensor]], begin: range, size: int, order: Callable[[int], Tensor]) -> None:
+        self._read, self._begin, self._size, self._order = read, begin, size, order
 
     def __len__(self) -> int:
-        if self._seed is not None:
-            return self._count // (self._size * self._world)
-        return -(-(-(-self._count // self._size) - self._rank) // self._world)
+        return len(self._begin)
 
     def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         fields = self._read(epoch)
-        order = torch.arange(self._count) if self._seed is None else permutation(self._count, key(self._seed, epoch))
-        for number in range(skip, len(self)):
-            start = (number * self._world + self._rank) * self._size
+        order = self._order(epoch)
+        for start in self._begin[skip:]:
             rows = order[start : start + self._size]
             yield {name: values.index_select(0, rows.to(values.device)) for name, values in fields.items()}
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
 from limbeck.core.files import digest
-from limbeck.core.task import Facts, Loader, Split, Task
+from limbeck.core.task import Facts, How, Loader, Split, Task
 
 from . import _adult, _covertype
 from ._as_plain import AsPlain
 from ._fingerprint import file_hash
-from ._memory import Held, MemoryLoader
-from ._split import carve, fold_rows, subset_rows
+from ._memory import Held, Shelf
+from ._split import Splitting
 from ._table_columns import MISSING, described, encoded, numbers
 from ._table_csv import Cells, read_cells
 from .classify import Classify
@@ -41,10 +41,9 @@ class _Source(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """What the files hold: rows and answers, the rows of each split, the names of the classes, and what was done to the inputs."""
+    """What the files hold: rows and answers by split, the names of the classes, and what was done to the inputs."""
 
-    held: Held
-    rows: dict[Split, Tensor]
+    shelf: Shelf
     names: tuple[str, ...]
     preprocess: dict[str, Any]
 
@@ -115,12 +114,7 @@ class Table(AsPlain):
             raise RecipeError(f"answer is {answer!r}; it is 'class' or 'number'")
         if data != "csv" and (target is not None or columns is not None or answer != "class"):
             raise RecipeError(f"target, columns and answer are for data 'csv'; {data} has its own: leave them out")
-        if not 0 <= validation < 1:
-            raise RecipeError(f"validation is {validation:g}; it is a fraction of the training data, 0 or more and less than 1")
-        if folds < 2 or not 0 <= fold < folds:
-            raise RecipeError(f"fold is {fold} of {folds} folds; folds is 2 or more, and fold counts from 0 to folds - 1")
-        if subset is not None and subset < 1:
-            raise RecipeError(f"subset is {subset}; it is a number of training examples, 1 or more")
+        self._splitting = Splitting(validation=validation, folds=folds, fold=fold, seed=split_seed, subset=subset)
         if categories < 1:
             raise RecipeError(f"categories is {categories}; it is how many values a nominal column may have, 1 or more")
         if both := sorted(set(nominal) & set(numeric)):
@@ -131,12 +125,10 @@ class Table(AsPlain):
         self._root = Path(root)
         self._target, self._names = target, None if columns is None else list(columns)
         self._nominal, self._numeric, self._drop, self._missing, self._most = tuple(nominal), tuple(numeric), tuple(drop), tuple(missing), categories
-        self._validation, self._folds, self._fold, self._seed, self._subset = validation, folds, fold, split_seed, subset
         self._weights = class_weight
         self._of_classes = answer == "class"
         self._plain: Classify | Regression = Classify(class_weight=class_weight) if self._of_classes else Regression()
         self.metric, self.higher_is_better = self._plain.metric, self._plain.higher_is_better
-        self._on: dict[torch.device, Held] = {}
 
     @cached_property
     def _source(self) -> _Source:
@@ -174,11 +166,11 @@ class Table(AsPlain):
         if not inputs:
             raise DataError(f"{source.train} has no column beside the target {target!r}: there is nothing to learn from")
         labels, names, strata = self._answers(answers, target)
-        rows = self._split(strata, tests)
+        rows = self._splitting.rows(strata, tests, own=f"{self._root} has a test file")
         columns = described(inputs, rows["train"].numpy(), self._missing, nominal=self._nominal, numeric=self._numeric, most=self._most)
         preprocess = {"kind": "table", "columns": columns, "missing": list(self._missing), "target": target, "tests_from": len(labels) - tests if tests else 0}
         made = encoded(inputs, preprocess, str(source.train))
-        return _Loaded(Held(made, labels, torch.zeros(1), None), rows, names, preprocess)
+        return _Loaded(Shelf(Held(made, labels, torch.zeros(1), None), rows), names, preprocess)
 
     def _answers(self, answers: np.ndarray, target: str) -> tuple[Tensor, tuple[str, ...], Tensor]:
         """Return the labels, the names of the classes, and what splits are stratified by."""
@@ -198,24 +190,9 @@ class Table(AsPlain):
         strata = torch.from_numpy(np.argsort(order)[labels])
         return strata, tuple(names[order].tolist()), strata
 
-    def _split(self, strata: Tensor, tests: int) -> dict[Split, Tensor]:
-        everything = torch.arange(len(strata))
-        if tests:
-            if (self._fold, self._folds) != (0, 5):
-                raise RecipeError(f"folds and fold are for data without a test file, and {self._root} has one: leave them out")
-            train, test = everything[:-tests], everything[-tests:]
-        else:
-            train, test = fold_rows(strata, everything, self._folds, self._fold, self._seed)
-        rows: dict[Split, Tensor] = {"train": train, "test": test}
-        if self._validation:
-            rows["train"], rows["validation"] = carve(strata, train, self._validation, self._seed)
-        if self._subset is not None:
-            rows["train"] = subset_rows(rows["train"], self._subset, self._seed)
-        return rows
-
     def facts(self) -> Facts:
-        loaded = self._loaded
-        return Facts((loaded.held.images.shape[1],), len(loaded.names), loaded.names, len(loaded.rows["train"]), preprocess=loaded.preprocess)
+        shelf, names, preprocess = self._loaded
+        return Facts((shelf.held.images.shape[1],), len(names), names, len(shelf.rows["train"]), preprocess=preprocess)
 
     def fingerprint(self) -> str:
         """The SHA-256 of the files' own and of every option that says what is made of them; where the files lie does not matter."""
@@ -225,38 +202,20 @@ class Table(AsPlain):
     def _fingerprint(self) -> str:
         source = self._source
         options = [self._data, source.target, self._of_classes, self._names, self._nominal, self._numeric, self._drop, self._missing, self._most]
-        options += [self._validation, self._folds, self._fold, self._seed, self._subset]
+        options += self._splitting.options
         files = hashlib.sha256()
         for path in (source.train, source.test):
             files.update(b"" if path is None else file_hash(path).encode())
         return digest({"task": "table", "options": options, "files": files.hexdigest()})
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
-        held, rows = self._loaded.held, self._loaded.rows
-        if split not in rows:
-            raise DataError("there is no validation split: set `validation` above 0")
-        if device is not None:
-            if device not in self._on:
-                self._on[device] = held.to(device)
-            held = self._on[device]
-        return MemoryLoader(held, rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=(), views=views, whole=whole)
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
+        return self._loaded.shelf.loader(split, **how)
 
     def plain(self) -> Task:
         return self._plain
 
     def splits(self) -> tuple[Split, ...]:
-        return ("train", "validation", "test") if self._validation else ("train", "test")
+        return self._splitting.splits()
 
 
 def prepare(rows: "str | Path | Sequence[Mapping[str, Any]]", preprocess: Mapping[str, Any]) -> Tensor:

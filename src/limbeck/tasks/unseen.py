@@ -3,7 +3,7 @@
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict
 from limbeck.core.errors import DataError, MismatchError, RecipeError
 from limbeck.core.files import digest
 from limbeck.core.lookup import build
-from limbeck.core.task import Facts, Loader, Split, Task
+from limbeck.core.task import Facts, How, Loader, Split, Task
 
 from ._arrays import as_nchw, check_finite
 from ._as_plain import AsPlain
 from ._fingerprint import file_hash
 from ._idx import idx_files, read_idx
-from ._memory import Held, Later, MemoryLoader
+from ._memory import Held, Later, Shelf
 from ._npz import read_array_file
 from ._preprocess import normalised
 from .classify import Classify
@@ -109,7 +109,7 @@ class Unseen(AsPlain):
         return idx_files(inner if inner.is_dir() else root, test_only=True)
 
     @cached_property
-    def _held(self) -> Held:
+    def _shelf(self) -> Shelf:
         assert self._test is not None
         if self._test.data == "npz":
             found = read_array_file(self._files[0])
@@ -121,7 +121,7 @@ class Unseen(AsPlain):
             images, labels = read_idx(self._files[0], 3)[:, None], read_idx(self._files[1], 1)
         return self._checked(images, labels)
 
-    def _checked(self, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Held:
+    def _checked(self, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Shelf:
         where = f"the test split in {self._files[0].parent}"
         if images.shape[1:] != self._shape:
             raise MismatchError(f"{where} has examples of {list(images.shape[1:])}, and in_shape is {list(self._shape)}: the two must agree")
@@ -132,7 +132,8 @@ class Unseen(AsPlain):
         check_finite(images, where)
         raw = torch.from_numpy(np.array(images))
         mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, *[1] * (raw.ndim - 2)) for values in (self._mean, self._std))
-        return Held(normalised(raw, self._scale, mean, std), torch.from_numpy(labels.astype(np.int64)), torch.zeros(self._shape[0]), None)
+        held = Held(normalised(raw, self._scale, mean, std), torch.from_numpy(labels.astype(np.int64)), torch.zeros(self._shape[0]), None)
+        return Shelf(held, {"test": torch.arange(len(labels))})
 
     def fingerprint(self) -> str:
         """The SHA-256 of the test files and of every option; where the files lie does not matter."""
@@ -144,27 +145,13 @@ class Unseen(AsPlain):
         told = [list(self._shape), self._classes, list(self._names), self._examples, self._mean, self._std, self._scale]
         return digest({"task": "unseen", "options": told, "test": files})
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
         if split == "train":
-            made = build("transfer", "synthesised", {})
-            return made.loader(self, batch_size=batch_size, seed=seed, rank=rank, world=world, device=device, views=views, whole=whole)
+            return build("transfer", "synthesised", {}).loader(self, **how)
         if split not in self.splits():
             raise DataError(f"a task without training data has no {split} split: it has {', '.join(self.splits())}")
         assert self._test is not None
-        held = self._held if device is None else self._held.to(device)
-        rows = torch.arange(len(held.labels))
-        return Later(MemoryLoader(held, rows, split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=()), _BEFORE[self._test.data])
+        return Later(self._shelf.loader(split, **how), _BEFORE[self._test.data])
 
     def plain(self) -> Task:
         return self._plain

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -13,12 +13,12 @@ from limbeck.core.artifact import Artifact
 from limbeck.core.errors import DataError, MismatchError, RecipeError
 from limbeck.core.files import digest
 from limbeck.core.lookup import build
-from limbeck.core.task import Facts, Loader, Split, Task
+from limbeck.core.task import Facts, How, Loader, Split, Task
 
 from ._adult import read_adult
 from ._as_plain import AsPlain
 from ._fingerprint import file_hash
-from ._memory import Held, Later, MemoryLoader
+from ._memory import Held, Later, Shelf
 from ._table_columns import encoded
 from ._table_csv import read_cells
 from .classify import Classify
@@ -73,7 +73,7 @@ class UnseenTable(AsPlain):
         return Facts(tuple(spec["in_shape"]), spec["classes"], tuple(spec["class_names"]), self._examples, labelled=False, preprocess=spec["preprocess"])
 
     @cached_property
-    def _held(self) -> Held:
+    def _shelf(self) -> Shelf:
         assert self._test is not None
         path, told, names = Path(self._test.root), self._spec["preprocess"], self._spec["class_names"]
         cells = (read_adult if self._test.data == "adult" else read_cells)(path)
@@ -84,7 +84,7 @@ class UnseenTable(AsPlain):
             raise DataError(f"{path} has the class {strange[0]!r}, and the artifact knows {', '.join(names)}")
         place = {name: number for number, name in enumerate(names)}
         labels = torch.from_numpy(np.array([place[one] for one in answers.tolist()], dtype=np.int64))
-        return Held(encoded(cells, told, str(path)), labels, torch.zeros(1), None)
+        return Shelf(Held(encoded(cells, told, str(path)), labels, torch.zeros(1), None), {"test": torch.arange(len(labels))})
 
     def fingerprint(self) -> str:
         """The SHA-256 of the test file, and of all that the artifact tells; where they lie does not matter."""
@@ -96,26 +96,12 @@ class UnseenTable(AsPlain):
         test = [] if self._test is None else [self._test.data, file_hash(Path(self._test.root))]
         return digest({"task": "unseen_table", "spec": spec, "examples": self._examples, "test": test})
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
-        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world, "device": device, "views": views, "whole": whole}
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
         if split == "train":
             return build("transfer", "marginals", {}, None).loader(self, **how)
         if split not in self.splits():
             raise DataError(f"a table without training rows has no {split} split: it has {', '.join(self.splits())}")
-        held = self._held if device is None else self._held.to(device)
-        loader = MemoryLoader(held, torch.arange(len(held.labels)), split, batch_size=batch_size, seed=seed, rank=rank, world=world, augment=())
-        return Later(loader, self._spec["preprocess"]["tests_from"])
+        return Later(self._shelf.loader(split, **how), self._spec["preprocess"]["tests_from"])
 
     def plain(self) -> Task:
         return self._plain

@@ -6,14 +6,14 @@ Shapes: n rows, F features, A attributes (an attribute is one feature, or the bl
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from limbeck.core.draw import bits, key, permutation
 from limbeck.core.errors import DataError, RecipeError
-from limbeck.core.task import Batch, Loader
+from limbeck.core.task import Batch, How, Loader, starts
 
 __all__ = ["Layout", "PseudoLoader", "between", "check_chances", "comparable", "layout_of", "munged", "normals", "uniform", "waves"]
 
@@ -153,29 +153,17 @@ class PseudoLoader(Loader):
         labels: Tensor | None,
         real: float,
         passes: int | None,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        whole: bool = False,
+        **how: Unpack[How],
     ) -> None:
-        if batch_size < 1:
-            raise RecipeError(f"batch_size is {batch_size}; it must be one or more")
-        if not whole and batch_size * world > len(ids):
-            raise DataError(
-                f"batch_size is {batch_size} on {world} process(es), and an epoch has {len(ids)} examples: no batch can be filled; lower batch_size"
-            )
+        self._starts = starts(len(ids), how, of="an epoch has {} examples")
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >> _BLOCK):
             raise DataError(f"ids run from {int(ids.min())} to {int(ids.max())}; pseudo-examples are numbered from 2^32 on: give ids of 0 to 2^32 - 1")
         self._rows, self._ids, self._make, self._shape, self._labels, self._real, self._passes = rows, ids, make, shape, labels, real, passes
-        self._size, self._seed, self._rank, self._world, self._device, self._whole = batch_size, seed, rank, world, device, whole
+        self._size, self._seed, self._device, self._whole = how["batch_size"], how.get("seed", 0), how.get("device"), how.get("whole", False)
         self._last: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
-        if not self._whole:
-            return len(self._ids) // (self._size * self._world)
-        return -(-(-(-len(self._ids) // self._size) - self._rank) // self._world)
+        return len(self._starts)
 
     def _pass(self, number: int) -> Tensor:
         if self._last is None or self._last[0] != number:
@@ -188,8 +176,7 @@ class PseudoLoader(Loader):
         made = self._pass(number)
         order = torch.arange(len(self._ids)) if self._whole else permutation(len(self._ids), key(self._seed, epoch))
         real = uniform(self._ids, key(self._seed, epoch, _REAL)) < self._real
-        for batch in range(skip, len(self)):
-            start = (batch * self._world + self._rank) * self._size
+        for start in self._starts[skip:]:
             chosen = order[start : start + self._size]
             own, ids = real[chosen], self._ids[chosen]
             inputs = made[chosen] if not self._real else torch.where(own[:, None], self._rows[chosen], made[chosen])

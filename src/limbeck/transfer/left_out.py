@@ -6,13 +6,13 @@ Shapes: N examples, C classes, M examples of the training split.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.task import Batch, Facts, How, Loader, Split, Task, starts
 from limbeck.core.transfer import Transfer
 
 from ._loaders import Cut, needed, training_labels
@@ -43,7 +43,7 @@ class LeftOut(Transfer):
             raise RecipeError("left_out leaves no class out: name one or more, classes: [3], or take {kind: real}")
         self.classes = classes
 
-    def loader(self, task: Task, **how: Any) -> Loader:
+    def loader(self, task: Task, **how: Unpack[How]) -> Loader:
         absent = torch.tensor(_numbers(self.classes, task.facts()))
         ids, labels = training_labels(task, "left_out")
         kept = int((~torch.isin(labels, absent)).sum())
@@ -53,10 +53,9 @@ class LeftOut(Transfer):
             needed(batch, "left_out", "label")
             return ~torch.isin(batch["label"], absent.to(batch["label"].device))
 
-        alone = {**how, "rank": 0, "world": 1}
+        alone: How = {**how, "rank": 0, "world": 1}
         if how.get("whole"):
-            pieces = -(-kept // size)
-            return Cut(task.loader("train", **alone), task, stays, size=size, count=-(-(pieces - rank) // world), rank=rank, world=world, whole=True)
+            return Cut(task.loader("train", **alone), task, stays, size=size, count=len(starts(kept, how)), rank=rank, world=world, whole=True)
         read = _reading(len(ids), size * world)
         count = (kept - len(ids) % read) // (size * world)
         if count < 1:

@@ -4,7 +4,7 @@ Bucila, Caruana and Niculescu-Mizil, "Model compression", KDD 2006, sec. 3: RAND
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from limbeck.bridges.scikit_learn import nearest
 from limbeck.core.artifact import Artifact
 from limbeck.core.draw import key
 from limbeck.core.errors import MismatchError, RecipeError
-from limbeck.core.task import Loader, Task
+from limbeck.core.task import How, Loader, Task
 from limbeck.core.transfer import Transfer
 
 from ._munge import PseudoLoader, check_chances, comparable, layout_of, munged, uniform, waves
@@ -52,8 +52,8 @@ class Marginals(Transfer):
             raise RecipeError(f"rows is {rows}; it is how many rows an epoch has, 2 or more")
         self._source, self._rows, self._p, self._s = source, rows, p, s
 
-    def loader(self, task: Task, *, seed: int = 0, views: int | None = None, **how: Any) -> Loader:
-        if views is not None:
+    def loader(self, task: Task, **how: Unpack[How]) -> Loader:
+        if how.get("views") is not None:
             raise MismatchError(
                 "marginals draws inputs that nobody recorded, and the teacher knows its answers to recorded ones alone: let the model itself teach"
             )
@@ -69,7 +69,7 @@ class Marginals(Transfer):
         if (width,) != facts.in_shape:
             raise MismatchError(f"the columns make {width} features, and the task's rows have shape {list(facts.in_shape)}: both must be of one table")
         count = self._rows or facts.examples
-        ids, layout = torch.arange(count), layout_of(told, width)
+        ids, layout, seed = torch.arange(count), layout_of(told, width), how.get("seed", 0)
 
         def make(number: int) -> Tensor:
             rows = drawn(columns, ids, key(seed, number, _DRAWN))
@@ -78,7 +78,7 @@ class Marginals(Transfer):
             partner = nearest(comparable(rows, layout))
             return munged(rows, ids, partner, waves(partner), layout, p=self._p, s=self._s, with_key=key(seed, number, _MUNGED))
 
-        return PseudoLoader(torch.empty(0, width), ids, make, shape=(width,), labels=None, real=0.0, passes=None, seed=seed, **how)
+        return PseudoLoader(torch.empty(0, width), ids, make, shape=(width,), labels=None, real=0.0, passes=None, **how)
 
 
 def drawn(columns: Sequence[Mapping[str, Any]], ids: Tensor, with_key: int) -> Tensor:

@@ -7,14 +7,14 @@ Shapes: N examples of a batch, C channels, H rows, W columns.
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from limbeck.core.draw import below, bits, key, uniform
 from limbeck.core.errors import MismatchError, RecipeError
-from limbeck.core.task import Batch, Loader, Task
+from limbeck.core.task import Batch, How, Loader, Task
 from limbeck.core.transfer import Transfer
 
 from ._loaders import Changed, needed
@@ -95,7 +95,7 @@ class Mixed(Transfer):
             raise RecipeError(f"alpha is {alpha:g} and portion is {portion:g}: above zero, and portion at most 1")
         self.method, self.alpha, self.labels, self.portion = method, alpha, labels, portion
 
-    def loader(self, task: Task, **how: Any) -> Loader:
+    def loader(self, task: Task, **how: Unpack[How]) -> Loader:
         if how.get("views") is not None or how.get("whole"):
             raise MismatchError(
                 "a mixture depends on who else is in the batch, so that what a teacher says of it cannot be recorded: ask the teacher itself "

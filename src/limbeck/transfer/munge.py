@@ -4,7 +4,7 @@ Bucila, Caruana and Niculescu-Mizil, "Model compression", KDD 2006, algorithm 1.
 """
 
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.bridges.scikit_learn import nearest
 from limbeck.core.draw import key
 from limbeck.core.errors import MismatchError, RecipeError
-from limbeck.core.task import Loader, Task
+from limbeck.core.task import How, Loader, Task
 from limbeck.core.transfer import Transfer
 
 from ._munge import PseudoLoader, check_chances, comparable, layout_of, munged, waves
@@ -57,18 +57,17 @@ class Munge(Transfer):
             raise RecipeError(f"real is {real:g}; it is a share of the examples, 0 to 1")
         self._p, self._s, self._passes, self._real = p, s, passes, real
 
-    def loader(self, task: Task, *, seed: int = 0, views: int | None = None, **how: Any) -> Loader:
-        if views is not None:
+    def loader(self, task: Task, **how: Unpack[How]) -> Loader:
+        if how.get("views") is not None:
             raise MismatchError("munge makes inputs that nobody recorded, and the teacher knows its answers to recorded ones alone: let the model itself teach")
+        seed = how.get("seed", 0)
         rows, ids, labels = _training_rows(task, seed)
         flat = rows.flatten(1)
         layout = layout_of(task.facts().preprocess, flat.shape[1])
         partner = nearest(comparable(flat, layout))
         made = partial(munged, flat, ids, partner, waves(partner), layout, p=self._p, s=self._s)
         shape, known = tuple(rows.shape[1:]), labels if self._real else None
-        return PseudoLoader(
-            flat, ids, lambda number: made(with_key=key(seed, number)), shape=shape, labels=known, real=self._real, passes=self._passes, seed=seed, **how
-        )
+        return PseudoLoader(flat, ids, lambda number: made(with_key=key(seed, number)), shape=shape, labels=known, real=self._real, passes=self._passes, **how)
 
 
 def _training_rows(task: Task, seed: int) -> tuple[Tensor, Tensor, Tensor | None]:

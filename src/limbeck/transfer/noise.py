@@ -4,14 +4,14 @@ Shapes: N examples of a batch, D values of an input.
 """
 
 import math
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from limbeck.core.draw import bits, gaussian, key, uniform
 from limbeck.core.errors import MismatchError, RecipeError
-from limbeck.core.task import Batch, Loader, Task
+from limbeck.core.task import Batch, How, Loader, Task
 from limbeck.core.transfer import Transfer
 
 from ._loaders import Changed, needed
@@ -59,7 +59,7 @@ class Noise(Transfer):
             raise RecipeError(f"deviation is {deviation:g} and jitter is {jitter:g}: neither may be negative, and one must be above zero")
         self.deviation, self.jitter = deviation, jitter
 
-    def loader(self, task: Task, **how: Any) -> Loader:
+    def loader(self, task: Task, **how: Unpack[How]) -> Loader:
         seed = how.get("seed", 0)
 
         def change(batch: Batch, view: int) -> Batch:

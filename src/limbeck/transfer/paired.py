@@ -5,14 +5,14 @@ teaches a student that looks at the other.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from limbeck.core.draw import bits, key, permutation
 from limbeck.core.errors import DataError, MismatchError, RecipeError
-from limbeck.core.task import Batch, Loader, Task
+from limbeck.core.task import Batch, How, Loader, Task
 from limbeck.core.transfer import Transfer
 
 __all__ = ["Paired"]
@@ -47,7 +47,7 @@ class Paired(Transfer):
             raise RecipeError(f"labelled is {labelled}; it is a number of training examples, 1 or more: leave it out to keep every label")
         self.partner, self.by, self.missing, self.labelled = partner, by, missing, labelled
 
-    def loader(self, task: Task, **how: Any) -> Loader:
+    def loader(self, task: Task, **how: Unpack[How]) -> Loader:
         """Raises MismatchError for examples without a partner, and for a teacher that knows some draws of the augmentation alone."""
         if how.get("views") is not None:
             raise MismatchError("a cached teacher knows one modality and `paired` gives two: take {kind: frozen, of: ..., input: paired}")

@@ -5,7 +5,7 @@ A reservoir: Vitter, "Random sampling with a reservoir", ACM TOMS 1985; herding:
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from limbeck.core.ask import ask
 from limbeck.core.draw import key, permutation
 from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Knowledge, Reads
-from limbeck.core.task import Batch, Loader, Task
+from limbeck.core.task import Batch, How, Loader, Task
 from limbeck.core.transfer import Transfer
 
 from ._memory import Memory, found, herding, ids_of, reservoir
@@ -68,7 +68,7 @@ class Replay(Transfer):
         self._seed = 0
         self._recalled: tuple[Task, Memory] | None = None
 
-    def loader(self, task: Task, **how: Any) -> Loader:
+    def loader(self, task: Task, **how: Unpack[How]) -> Loader:
         self._seed = how.get("seed", 0)
         if self._source is None:
             return task.loader("train", **how)

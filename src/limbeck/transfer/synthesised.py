@@ -5,7 +5,7 @@ Shapes: M images held, N in a batch.
 
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
 from safetensors import SafetensorError
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from limbeck.core.artifact import Artifact
 from limbeck.core.draw import bits, gaussian, key, permutation, uniform
-from limbeck.core.errors import ArtifactError, DataError, MismatchError
-from limbeck.core.task import Batch, Facts, Loader, Task
+from limbeck.core.errors import ArtifactError, MismatchError
+from limbeck.core.task import Batch, Facts, How, Loader, Task, starts
 from limbeck.core.transfer import Transfer
 
 __all__ = ["FILE", "Synthesised", "noise"]
@@ -45,25 +45,18 @@ def noise(ids: Tensor, with_key: int, facts: Facts, kind: Noise) -> Tensor:
 class _Made(Loader):
     """Batches of made inputs: of `count` examples those whose ids `order(epoch)` gives, made by `make(ids, view)`."""
 
-    def __init__(
-        self, count: int, order: Callable[[int], Tensor], make: Callable[[Tensor, int], Tensor], *, batch_size: int, seed: int = 0, rank: int = 0,
-        world: int = 1, device: torch.device | None = None, views: int | None = None, whole: bool = False,
-    ) -> None:  # fmt: skip
-        if not whole and batch_size * world > count:
-            raise DataError(f"batch_size is {batch_size} on {world} process(es), and there are {count} made examples: no batch can be filled; lower batch_size")
-        self._count, self._order, self._make, self._whole = count, order, make, whole
-        self._size, self._rank, self._world, self._device, self._views = batch_size, rank, world, device, views
+    def __init__(self, count: int, order: Callable[[int], Tensor], make: Callable[[Tensor, int], Tensor], **how: Unpack[How]) -> None:
+        self._starts = starts(count, how, of="there are {} made examples")
+        self._count, self._order, self._make, self._whole = count, order, make, how.get("whole", False)
+        self._size, self._device, self._views = how["batch_size"], how.get("device"), how.get("views")
 
     def __len__(self) -> int:
-        if not self._whole:
-            return self._count // (self._size * self._world)
-        return -(-(-(-self._count // self._size) - self._rank) // self._world)
+        return len(self._starts)
 
     def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         view = epoch if self._views is None else epoch % self._views
         order = torch.arange(self._count) if self._whole else self._order(epoch)
-        for number in range(skip, len(self)):
-            start = (number * self._world + self._rank) * self._size
+        for start in self._starts[skip:]:
             ids = order[start : start + self._size]
             batch = {"input": self._make(ids, view), "id": ids}
             if self._views is not None:
@@ -89,7 +82,7 @@ class Synthesised(Transfer):
         self._source = source
         self._noise: Noise = noise
 
-    def loader(self, task: Task, **how: Any) -> Loader:
+    def loader(self, task: Task, **how: Unpack[How]) -> Loader:
         facts, seed = task.facts(), how.get("seed", 0)
         kind: Noise = self._noise
         if self._source is None:

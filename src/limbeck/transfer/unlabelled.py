@@ -4,14 +4,14 @@ Shapes: N examples of a batch, M of the training split, L of them labelled.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from limbeck.core.draw import bits, key, permutation
 from limbeck.core.errors import DataError, MismatchError, RecipeError
-from limbeck.core.task import Batch, Loader, Task
+from limbeck.core.task import Batch, How, Loader, Task
 from limbeck.core.transfer import Transfer
 
 from ._loaders import Changed, needed, taken, training_labels
@@ -65,13 +65,13 @@ class Unlabelled(Transfer):
             )
         self.labelled, self.per_batch, self.split_seed = labelled, per_batch, split_seed
 
-    def loader(self, task: Task, **how: Any) -> Loader:
+    def loader(self, task: Task, **how: Unpack[How]) -> Loader:
         ids, labels = training_labels(task, "unlabelled")
         count = round(self.labelled * len(ids)) if self.labelled < 1 else int(self.labelled)
         if count > len(ids):
             raise DataError(f"labelled is {count}, and the training split has {len(ids)} examples: lower it")
         known = chosen(ids, labels, count, seed=self.split_seed)
-        known = known if how.get("device") is None else known.to(how["device"])
+        known = known.to(how.get("device"))
         if self.per_batch is None:
             return Changed(task.loader("train", **how), task, lambda batch, view: _stripped(batch, torch.isin(batch["id"], known)), how.get("views"))
         size = how["batch_size"]
@@ -80,14 +80,14 @@ class Unlabelled(Transfer):
         if not count or self.per_batch >= size:
             raise RecipeError(f"per_batch is {self.per_batch} of batches of {size} with {count} labelled examples in all: leave room for unlabelled ones")
         inputs = task.loader("train", **{**how, "batch_size": size - self.per_batch})
-        alone = {**how, "batch_size": max(size, 512), "rank": 0, "world": 1, "whole": True}
+        alone: How = {**how, "batch_size": max(size, 512), "rank": 0, "world": 1, "whole": True}
         return _Proportioned(inputs, task.loader("train", **alone), task, known, self.per_batch, how)
 
 
 class _Proportioned(Loader):
     """So many labelled examples in every batch, in turns of an order of their own, before the unlabelled ones of `inputs`."""
 
-    def __init__(self, inputs: Loader, whole: Loader, task: Task, known: Tensor, share: int, how: dict[str, Any]) -> None:
+    def __init__(self, inputs: Loader, whole: Loader, task: Task, known: Tensor, share: int, how: How) -> None:
         self._inputs, self._whole, self._task, self._known, self._share = inputs, whole, task, known, share
         self._seed, self._rank, self._world = how.get("seed", 0), how.get("rank", 0), how.get("world", 1)
 
