@@ -12,7 +12,7 @@ from limbeck.core.task import Batch, Split, Task
 
 from .runtime import Runtime
 
-__all__ = ["Predictions", "evaluate", "predict"]
+__all__ = ["Predictions", "evaluate", "predict", "scored"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,19 @@ def evaluate(model: nn.Module, task: Task, split: Split, runtime: Runtime, *, ba
     counted = torch.tensor(float(count), dtype=torch.float64, device=runtime.device)
     total = runtime.sum(torch.stack([counted, *(sums[name] for name in names)])).tolist()
     return {name: value / total[0] for name, value in zip(names, total[1:], strict=True)}
+
+
+@torch.no_grad()
+def scored(answer: Callable[[Batch], Knowledge], task: Task, split: Split, *, batch_size: int = 64, device: torch.device | None = None) -> dict[str, float]:
+    """Return the mean of each of the task's scores over a split without keeping an answer, and how many predictions that were, as `predictions`."""
+    sums: dict[str, float] = {}
+    count = 0
+    for raw in task.loader(split, batch_size=batch_size, device=device).batches(0):
+        batch = task.batch(raw)
+        found = task.scores(answer(batch), batch)
+        sums = {name: sums.get(name, 0.0) + score.sum(dtype=torch.float64).item() for name, score in found.items()}
+        count += next(iter(found.values())).numel()
+    return {name: value / max(count, 1) for name, value in sums.items()} | {"predictions": count}
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def bench_of(task: Task, runtime: Runtime, seed: int) -> Bench:
     example = real_batch(task, 1, runtime.device)
 
     def count(model: nn.Module) -> int:
-        return macs(model, example["input"], ask=lambda asked: task.forward(asked, example))
+        return macs(model, example["input"], ask=lambda asked: task.forward(asked, example).main)
 
     def latency(model: nn.Module) -> float:
         with tempfile.TemporaryDirectory(prefix="limbeck-") as folder:
@@ -139,7 +139,7 @@ def compress_stage(
             metrics = {"parameters": parameters(made), "file_bytes": (folder / file).stat().st_size}
         example = real_batch(task, 1, runtime.device)
         metrics |= {"weights_left": weights_left(made)}
-        metrics |= {"macs": macs(made, example["input"], ask=lambda asked: task.forward(asked, example))} | validated(made, task, runtime)
+        metrics |= {"macs": macs(made, example["input"], ask=lambda asked: task.forward(asked, example).main)} | validated(made, task, runtime)
         write_json(folder / "compression.json", decided)
         seal_with_proof(told, folder, task, partial(task.forward, made), "module", file, spec, metrics, runtime.device)
 

@@ -1,5 +1,6 @@
 """Put a trained model, or an exported file, into the folder that is its artifact."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from limbeck.core.files import atomic_folder, storage, write_json
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch, Task
 from limbeck.engine import checkpoint
-from limbeck.engine.evaluate import Predictions, predict
+from limbeck.engine.evaluate import Predictions, predict, scored
 from limbeck.engine.loop import Fit
 from limbeck.engine.plan import Training
 from limbeck.measure.answers import numbers, yes_or_no
@@ -123,7 +124,7 @@ def publish_module(
     facts = task.facts()
     best, last = choose(model, fitted, plan, player)
     example = real_batch(task, 1, device)
-    operations = macs(model, example["input"], ask=lambda asked: task.forward(asked, example))
+    operations = macs(model, example["input"], ask=lambda asked: task.forward(asked, example).main)
     metrics = training_metrics(fitted, player) | {"parameters": parameters(model), "weights_left": weights_left(model), "macs": operations}
     with atomic_folder(told.target) as folder:
         with storage(folder):
@@ -150,8 +151,12 @@ def seal_with_proof(
     metrics: dict[str, Any], device: torch.device | None = None,
 ) -> None:  # fmt: skip
     """Open the test split, once; keep golden answers; write lineage, recipe and manifest. What is found is added to `metrics`."""
-    save_file(_golden(real_batch(task, GOLDEN, device), answer), folder / "golden.safetensors")
-    if "test" in task.splits():
+    golden = _golden(real_batch(task, GOLDEN, device), answer)
+    save_file(golden, folder / "golden.safetensors")
+    if "test" in task.splits() and golden["outputs"].ndim > 2:  # tokens: their logits would fill a disk
+        found = scored(answer, task, "test", device=device)
+        metrics |= {f"test_{name}": value for name, value in found.items()} | ({"test_perplexity": math.exp(found["loss"])} if "loss" in found else {})
+    elif "test" in task.splits():
         if isinstance(answer, Heard):
             answer.forget()
         said = predict(answer, task, "test", device=device)

@@ -1,0 +1,177 @@
+"""A small causal language model.
+
+Radford et al., "Language Models are Unsupervised Multitask Learners", 2019 (GPT-2), sec. 2.3.
+
+Shapes: N rows, T tokens, D width of a token, V vocabulary.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
+from limbeck.core.knowledge import Hidden
+
+from ._transformer import Block, How, Past, begin, check_sizes, ends, length_of, rotation
+
+__all__ = ["GPT"]
+
+
+class GPT(nn.Module):
+    """A causal transformer: tokens embedded, blocks that normalise what they read (pre-norm), a norm, and a head over the vocabulary.
+
+    Its answer is a `Hidden`, the normalised states `[N, T, D]` and the head's weight `[V, D]`, whose `logits` nobody need multiply out. With `dim: 768,
+    depth: 12, heads: 12`, 1,024 tokens and the vocabulary of 50,257 it is GPT-2 small, 124,439,808 parameters. Parameters: V D (the embedding, and the head
+    where it is tied) + V D (a head of its own) + T D (learnt positions) + depth ((4 + 2 r) D^2 + (9 + r) D) + 2 D, with r the ratio of the perceptron.
+
+    `embed`, `blocks.I.attention` (with query, key, value, out, and in the open softmax), `blocks.I.mlp` and `norm` can be read; `layer1`, `layer2`, `layer3`
+    are the ends of the thirds.
+
+    Args:
+        dim: D, the width of a token.
+        depth: blocks.
+        heads: heads of attention, which must divide dim.
+        mlp_ratio: how many times dim the perceptron of a block is wide.
+        positions: learned (a vector for each) or rope (queries and keys turned; dim / heads must be even).
+        tied: whether the head is the embedding.
+        dropout: of embeddings, attention and what is added by a block, in training.
+        attention: fused (torch's kernels) or open (its probabilities can be read, and differentiated twice).
+
+    Raises:
+        MismatchError: examples that are no rows of tokens.
+        RecipeError: sizes that make no transformer.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        classes: int,
+        *,
+        dim: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+        positions: Literal["learned", "rope"] = "learned",
+        tied: bool = True,
+        dropout: float = 0.0,
+        attention: How = "fused",
+    ) -> None:
+        super().__init__()
+        self.context = length_of("GPT", in_shape)
+        hidden = check_sizes("GPT", classes, dim, depth, heads, mlp_ratio, dropout, attention)
+        if positions not in ("learned", "rope"):
+            raise RecipeError(f"no positions {positions!r} for GPT{did_you_mean(positions, ('learned', 'rope'))}")
+        if positions == "rope" and dim // heads % 2:
+            raise RecipeError(f"a head of dim {dim} / {heads} heads is {dim // heads} wide; rope turns pairs: make it even")
+        self.embed = nn.Embedding(classes, dim)
+        self.position = nn.Embedding(self.context, dim) if positions == "learned" else None
+        self.drop = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(dim, heads, hidden, norm="pre", dropout=dropout, how=attention) for _ in range(depth))
+        self._ends, self._width = ends(depth), dim // heads
+        for name in self._ends.values():
+            self.add_module(name, nn.Identity())
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+        self.head = None if tied else nn.Linear(dim, classes, bias=False)
+        begin(self)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.out.weight", "mlp.2.weight")):  # 2 depth of them are added up
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth))
+
+    def forward(self, input: Tensor, segment: Tensor | None = None, position: Tensor | None = None) -> Hidden:
+        """Token ids `[N, T]` to what is said of the token after each.
+
+        `segment [N, T]`: attention stays within the tokens of one number; `position [N, T]`, from 0 within each segment where it is not given.
+
+        Raises:
+            MismatchError: more tokens than the model has positions for.
+        """
+        return self._said(self._read(input, segment, segment, position, None))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        eos: int | None = None,
+        segment: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the prompt `[N, L]` and `tokens` more, each read once: keys and values of what was read are kept.
+
+        `temperature`: 0 takes the likeliest token; `top_k` draws among that many of the likeliest; after its `eos` a row goes on with it. Prompts of several
+        lengths are padded on the left, and `segment [N, L]` is 0 there and 1 in the prompt. The model draws in the mode that it is in.
+
+        Raises:
+            MismatchError: an empty prompt, or more tokens in all than the model has positions for.
+            RecipeError: a temperature below zero, or a top_k outside the vocabulary.
+        """
+        count, length = prompt.shape
+        if length < 1 or tokens < 0 or length + tokens > self.context:
+            raise MismatchError(f"a prompt of {length} tokens and {tokens} more: there must be one or more, and GPT has positions for {self.context} in all")
+        if not (math.isfinite(temperature) and temperature >= 0) or (top_k is not None and not 1 <= top_k <= self.embed.num_embeddings):
+            raise RecipeError(f"temperature is {temperature:g} and top_k {top_k}; 0 or more, and 1 to {self.embed.num_embeddings} of the vocabulary")
+        seen = torch.ones_like(prompt) if segment is None else segment
+        every = torch.cat([seen, seen.new_ones(count, tokens)], 1)
+        position = _within(every)
+        pasts = [Past() for _ in self.blocks]
+        done = torch.zeros(count, dtype=torch.bool, device=prompt.device)
+        made, new = prompt, prompt
+        for end in range(length, length + tokens):
+            start = end - new.shape[1]
+            states = self._read(new, every[:, start:end], every[:, :end], position[:, start:end], pasts)
+            drawn = _drawn(self._said(states[:, -1]).logits.float(), temperature, top_k, generator)
+            new = drawn[:, None] if eos is None else drawn.masked_fill(done, eos)[:, None]
+            if eos is not None:
+                done = done | (new[:, 0] == eos)
+            made = torch.cat([made, new], 1)
+        return made
+
+    def _said(self, states: Tensor) -> Hidden:
+        return Hidden(states, (self.embed if self.head is None else self.head).weight)
+
+    def _read(self, input: Tensor, mine: Tensor | None, others: Tensor | None, position: Tensor | None, pasts: list[Past] | None) -> Tensor:
+        """The states of some tokens; `mine` are their segments, `others` those of all that have been read, these the last."""
+        length = input.shape[1]
+        if length > self.context:
+            raise MismatchError(f"a row has {length} tokens, and GPT has positions for {self.context}: build it for longer rows, or lower the task's context")
+        if position is None:
+            position = torch.arange(length, device=input.device)[None] if mine is None else _within(mine)
+        allowed = None
+        if mine is not None and others is not None:
+            before = torch.ones(length, others.shape[1], dtype=torch.bool, device=input.device).tril(others.shape[1] - length)
+            allowed = ((mine[:, :, None] == others[:, None, :]) & before)[:, None]
+        x = self.embed(input)
+        if self.position is not None:
+            x = x + self.position(position)
+        x = self.drop(x)
+        turned = rotation(position, self._width) if self.position is None else None
+        for index, block in enumerate(self.blocks, 1):
+            x = block(x, allowed, True, turned, None if pasts is None else pasts[index - 1])
+            if index in self._ends:
+                x = self.get_submodule(self._ends[index])(x)
+        return self.norm(x)
+
+
+def _within(segment: Tensor) -> Tensor:
+    """Return each token's place within its stretch of equal numbers: `[N, T]` -> `[N, T]`.
+
+    >>> _within(torch.tensor([[1, 1, 2, 2, 2, 0]]))
+    tensor([[0, 1, 0, 1, 2, 0]])
+    """
+    place = torch.arange(segment.shape[1], device=segment.device).expand_as(segment)
+    fresh = torch.cat([torch.ones_like(segment[:, :1], dtype=torch.bool), segment[:, 1:] != segment[:, :-1]], 1)
+    return place - torch.where(fresh, place, 0).cummax(1).values
+
+
+def _drawn(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    """Draw a token from each row of `[N, V]`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    kept, index = logits.topk(logits.shape[-1] if top_k is None else top_k)
+    place = torch.multinomial((kept / temperature).softmax(-1), 1, generator=generator)
+    return index.gather(1, place)[:, 0]
