@@ -46,6 +46,8 @@ def fits(value: Any, rule: dict[str, Any]) -> bool:
             case "additionalProperties":
                 rest = [item for key, item in value.items() if key not in rule.get("properties", {})] if isinstance(value, dict) else []
                 ok = all(fits(item, told) for item in rest) if isinstance(told, dict) else told or not rest
+            case "propertyNames":
+                ok = not isinstance(value, dict) or all(fits(key, told) for key in value)
             case "minProperties":
                 ok = not isinstance(value, dict) or len(value) >= told
             case "items":

@@ -3,14 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from limbeck.core.errors import DataError, MismatchError
 from limbeck.core.files import digest
-from limbeck.core.task import Batch, Facts, Loader, Split, Task
+from limbeck.core.task import Batch, Facts, How, Loader, Split, Task
 
 from ._text_loader import Change, RowsLoader
 from ._tokens import Vocabulary
@@ -66,19 +66,8 @@ class RowsTask(Task):
     def _fingerprint(self) -> str:
         return digest([*self.described(), self.made.vocabulary.digest])
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | None = None,
-        views: int | None = None,
-        whole: bool = False,
-    ) -> Loader:
-        made = self.made
+    def loader(self, split: Split, **how: Unpack[How]) -> Loader:
+        made, device = self.made, how.get("device")
         if split not in made.rows:
             raise DataError(f"there is no {split} split: set `{split}` above 0, or put a file of that name beside the training file")
         fields = made.fields
@@ -86,9 +75,8 @@ class RowsTask(Task):
             if device not in self._on:
                 self._on[device] = {name: held.to(device) for name, held in fields.items()}
             fields = self._on[device]
-        return RowsLoader(
-            fields, made.rows[split], split, batch_size=batch_size, seed=seed, rank=rank, world=world, views=views, whole=whole, change=self.change()
-        )
+        kept: dict[str, Any] = {"seed": 0, "rank": 0, "world": 1, "views": None, "whole": False} | {name: how[name] for name in how if name != "device"}
+        return RowsLoader(fields, made.rows[split], split, change=self.change(), **kept)
 
     def batch(self, raw: object) -> Batch:
         """Return a mapping of tensors as it is.

@@ -4,7 +4,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from limbeck.bridges.onnx_runtime import run, session
-from limbeck.compress.quantize._qdq import float_outputs, nodes_of
+from limbeck.compress.quantize._qdq import drop_unread, float_outputs, name_nodes, nodes_of
 from limbeck.core.errors import RecipeError
 
 
@@ -64,3 +64,20 @@ def test_a_layer_means_its_nodes_and_those_within(layer):
 def test_a_layer_is_not_its_prefix():
     with pytest.raises(RecipeError, match=r"no layer 'bod'.*body\.act"):
         nodes_of(graph().graph, ["bod"])
+
+
+def test_constants_that_only_a_branch_reads_stay():
+    model = graph()
+    branch = helper.make_graph([helper.make_node("Identity", ["inner"], ["z"])], "b", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, [1])])
+    model.graph.node.append(helper.make_node("If", ["so"], ["w"], name="If", then_branch=branch, else_branch=branch))
+    for name in ("inner", "so", "nobody"):
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.BOOL if name == "so" else TensorProto.FLOAT, [1], [1]))
+    drop_unread(model.graph)
+    assert [tensor.name for tensor in model.graph.initializer] == ["one", "zero", "inner", "so"]
+
+
+def test_nodes_without_a_name_get_one():
+    model = graph()
+    model.graph.node[0].name = ""
+    name_nodes(model.graph)
+    assert [node.name for node in model.graph.node] == ["Relu_0", "q", "d"]

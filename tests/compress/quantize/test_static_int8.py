@@ -137,7 +137,8 @@ def test_another_process_writes_the_same_bytes_and_prints_nothing(float_file, qu
     code = (
         "import sys, torch\nfrom pathlib import Path\nfrom limbeck.compress.quantize.static_int8 import StaticInt8\n"
         "images = torch.load('images.pt', weights_only=True)\n"
-        "for kind in ('percentile', 'minmax'):\n    StaticInt8(calibration=kind).compress(Path(sys.argv[1]), Path(f'{kind}.onnx'), images)\n"
+        "StaticInt8(calibration='percentile', percentile=99.0).compress(Path(sys.argv[1]), Path('percentile.onnx'), images)\n"
+        "StaticInt8().compress(Path(sys.argv[1]), Path('minmax.onnx'), images)\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, str(float_file)],
@@ -222,7 +223,6 @@ def test_a_large_layer_takes_a_quarter_of_the_bytes(tmp_path):
 
 
 def test_histograms_take_any_number_of_examples(tmp_path):
-    """onnxruntime stacks the batches of a histogram, so they must be of one size: 37 is prime, 66 is more than two batches of 32."""
     source = one_layer(tmp_path / "float.onnx", np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
     for count in (37, 66):
         told = StaticInt8(calibration="percentile", examples=count).compress(source, tmp_path / "int8.onnx", torch.randn(66, 2))
@@ -235,6 +235,83 @@ def test_calibration_is_spread_over_what_is_given(tmp_path):
     StaticInt8(examples=10).compress(source, tmp_path / "int8.onnx", sorted_inputs)
     scale = next(numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer if t.name == "x_scale")
     assert scale * 255 == pytest.approx(90, abs=0.2)
+
+
+@pytest.mark.parametrize("calibration", ["percentile", "entropy", "mse"])
+def test_ranges_without_the_tail_help_where_one_input_was_wild(tmp_path, calibration):
+    """One of 64,000 numbers is 300 times the others: 8 bits of all of it leave the rest two. Entropy cuts to an eighth at most, mse pays for the one."""
+    rng = np.random.default_rng(0)
+    source = one_layer(tmp_path / "float.onnx", rng.normal(size=(16, 6)).astype(np.float32), np.zeros(6, np.float32))
+    seen = torch.tensor(rng.uniform(-1, 1, size=(4000, 16)), dtype=torch.float32)
+    ordinary = seen[1:].clone()
+    seen[0, 0] = 300.0
+    wrong = {}
+    for kind in ("minmax", calibration):
+        told = StaticInt8(calibration=kind, examples=4000, **({"percentile": 99.9} if kind == "percentile" else {})).compress(
+            source, tmp_path / "int8.onnx", seen
+        )
+        wrong[kind] = (run(tmp_path / "int8.onnx", ordinary) - run(source, ordinary)).square().mean().item()
+        assert told["calibration"] == kind
+        assert told.get("percentile") == (99.9 if kind == "percentile" else None)
+    assert wrong[calibration] < wrong["minmax"] / {"percentile": 100, "entropy": 30, "mse": 1}[calibration]
+
+
+class Masked(nn.Module):
+    """Causal attention: scores that are masked are minus infinity."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.query, self.key, self.head = nn.Embedding(50, 32), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        tokens = self.table(x)
+        scores = self.query(tokens) @ self.key(tokens).transpose(1, 2)
+        scores = scores.masked_fill(torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1), float("-inf"))
+        return self.head((scores.softmax(-1) @ tokens).mean(1))
+
+
+def test_what_is_masked_by_infinity_stays_float(tmp_path):
+    torch.manual_seed(0)
+    inputs = torch.randint(0, 50, (64, 8))
+    Onnx().export(Masked(), inputs[:2], tmp_path / "float.onnx")
+    told = StaticInt8(examples=64, calibration="mse").compress(tmp_path / "float.onnx", tmp_path / "int8.onnx", inputs)
+    assert {entry["op"] for entry in told["left_float"] if "not finite" in entry["why"]} == {"Where", "Softmax"}
+    assert "query/MatMul" in told["quantized"]
+    reference = run(tmp_path / "float.onnx", inputs)
+    assert (run(tmp_path / "int8.onnx", inputs) - reference).square().mean() < 1e-2 * reference.square().mean()
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_products_of_stacked_weights_run(tmp_path, per_channel):
+    """onnxruntime's kernel takes one scale for such weights, and none for each channel."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(5, 6, 7)).astype(np.float32), "v": rng.normal(size=(7, 4)).astype(np.float32)}
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", ["N", 5, 2, 6]), ("y", ["N", 5, 2, 4])))
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], name="stacked/MatMul"), helper.make_node("MatMul", ["h", "v"], ["y"], name="plain/MatMul")]
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(value, name) for name, value in weights.items()])
+    source, inputs = tmp_path / "float.onnx", torch.randn(16, 5, 2, 6)
+    source.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString())
+    told = StaticInt8(examples=16, per_channel=per_channel).compress(source, tmp_path / "int8.onnx", inputs)
+    assert ("stacked/MatMul" in told["quantized"]) == (not per_channel)
+    assert any("no scales per channel of weights [5, 6, 7]" in entry["why"] for entry in told["left_float"]) == per_channel
+    reference = run(source, inputs)
+    assert (run(tmp_path / "int8.onnx", inputs) - reference).square().mean() < 1e-3 * reference.square().mean()
+
+
+def test_a_file_that_grew_says_so(tmp_path):
+    source = one_layer(tmp_path / "float.onnx", np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+    told = StaticInt8(examples=8).compress(source, tmp_path / "int8.onnx", torch.randn(8, 2))
+    assert told["notes"] == [
+        f"the file takes {told['file_bytes']:,} bytes and the float file {told['source_bytes']:,}: the nodes that mark 8 bits outweigh the weights"
+    ]
+
+
+def test_nodes_without_names_are_named(tmp_path):
+    source = one_layer(tmp_path / "float.onnx", np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+    model = onnx.load(source)
+    model.graph.node[0].name = ""
+    onnx.save(model, source)
+    assert StaticInt8(examples=8).compress(source, tmp_path / "int8.onnx", torch.randn(8, 2))["quantized"] == ["Gemm_0"]
 
 
 def bad(kind):
@@ -284,9 +361,9 @@ def test_nothing_to_quantize_and_unknown_layers_are_refused(float_file, tmp_path
 
 
 def test_a_remark_of_onnxruntime_is_told_and_not_printed(capfd):
-    from limbeck.compress.quantize.static_int8 import _remarks
+    from limbeck.compress.quantize._qdq import remarks
 
-    with _remarks() as notes:
+    with remarks() as notes:
         print("Collecting tensor data and making histogram ...")
         logging.getLogger().warning("bias %s is odd", "b")
     assert notes == ["bias b is odd"]
@@ -295,8 +372,16 @@ def test_a_remark_of_onnxruntime_is_told_and_not_printed(capfd):
 
 def test_it_is_found_by_name_and_its_options_are_checked():
     assert find("compress", "static_int8") is StaticInt8
-    assert set(check_options(StaticInt8, {}, "static_int8")) == {"calibration", "examples", "per_channel", "reduce_range", "keep_float"}
+    assert set(check_options(StaticInt8, {}, "static_int8")) == {
+        "calibration", "percentile", "examples", "per_channel", "reduce_range", "activations", "keep_float", "float_layers", "correct_bias", "aim", "force",
+    }  # fmt: skip
     with pytest.raises(RecipeError, match="calibration"):
-        check_options(StaticInt8, {"calibration": "entropy"}, "static_int8")
+        check_options(StaticInt8, {"calibration": "entropyy"}, "static_int8")
+    for wrong, told in (
+        ({"calibration": "entropyy"}, "did you mean 'entropy'"), ({"percentile": 99.0}, "calibration: percentile"), ({"activations": "int4"}, "activations"),
+        ({"calibration": "percentile", "percentile": 40.0}, "above 50"), ({"aim": "speed"}, "choices are bytes, latency"),
+    ):  # fmt: skip
+        with pytest.raises(RecipeError, match=told):
+            StaticInt8(**wrong)
     with pytest.raises(RecipeError, match="examples"):
         StaticInt8(examples=1)

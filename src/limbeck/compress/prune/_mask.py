@@ -143,18 +143,27 @@ def recorded(model: nn.Module, record: Mapping[str, Any]) -> dict[str, nn.Parame
     Raises:
         ArtifactError: a record that is damaged, or another model's.
     """
-    known, names = dict(model.named_parameters()), record.get("parameters")
-    if not isinstance(names, list):
-        raise ArtifactError("the record of a pruned model names no parameters: it is damaged")
+    known, names = dict(model.named_parameters()), _names_of(record)
     if missing := [name for name in names if name not in known]:
         raise ArtifactError(f"the record of a pruned model names {missing[0]!r}, which {type(model).__name__} has not")
     return {name: known[name] for name in names}
 
 
 def still_there(model: nn.Module, record: Mapping[str, Any]) -> dict[str, nn.Parameter]:
-    """Return those of a record's parameters that no later surgery has put others in the place of: what took their place answers for its own zeros."""
+    """Return those of a record's parameters that no later surgery has put others in the place of: what took their place answers for its own zeros.
+
+    Raises:
+        ArtifactError: a record that is damaged.
+    """
     known = dict(model.named_parameters())
-    return {name: known[name] for name in record["parameters"] if name in known}
+    return {name: known[name] for name in _names_of(record) if name in known}
+
+
+def _names_of(record: Mapping[str, Any]) -> list[str]:
+    names = record.get("parameters")
+    if not isinstance(names, list):
+        raise ArtifactError("the record of a pruned model names no parameters: it is damaged")
+    return names
 
 
 def hold_zeros(parameters: Mapping[str, nn.Parameter]) -> None:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from limbeck.core.errors import RecipeError
 
-__all__ = ["Keep", "Ratio", "Target", "apportion", "weights_left"]
+__all__ = ["Keep", "Ratio", "Target", "apportion", "goal", "weights_left"]
 
 
 class Ratio(BaseModel):
@@ -33,6 +33,18 @@ def _which(given: Any) -> str:
 
 Target = Annotated[Annotated[Ratio, Tag("ratio")] | Annotated[Keep, Tag("keep")], Discriminator(_which)]
 """`{ratio: 0.9}` or `{keep: 1000}`."""
+
+
+def goal(target: Any, part: str) -> Ratio | Keep:
+    """Return the target of a part, which may be a plain mapping.
+
+    >>> goal({"keep": 1000}, "prune.weights")
+    Keep(keep=1000)
+    """
+    try:
+        return TypeAdapter(Target).validate_python(target)
+    except ValidationError as error:
+        raise RecipeError(f"target of {part} is {target!r}; it is {{ratio: 0.9}} or {{keep: 1000}}: {error.errors()[0]['msg']}") from None
 
 
 def weights_left(target: Ratio | Keep, total: int, live: int) -> int:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -17,7 +16,7 @@ from limbeck.core.errors import MismatchError, RecipeError
 
 from ._mask import prunable, recorded
 from ._schedule import Judge, Rise, Scope, attach, masked
-from ._target import Ratio, Target, weights_left
+from ._target import Ratio, Target, goal, weights_left
 
 __all__ = ["Gradual"]
 
@@ -72,10 +71,7 @@ class Gradual(Surgery):
         for name, value, choices in (("scope", scope, ("layer", "global")), ("saliency", saliency, ("magnitude", "movement"))):
             if value not in choices:
                 raise RecipeError(f"no {name} {value!r} for prune.gradual: take {' or '.join(choices)}")
-        try:
-            self.target = TypeAdapter(Target).validate_python(target)
-        except ValidationError as error:
-            raise RecipeError(f"target of prune.gradual is {target!r}; it is {{ratio: 0.9}} or {{keep: 1000}}: {error.errors()[0]['msg']}") from None
+        self.target = goal(target, "prune.gradual")
         self.start, self.end, self.every = start, end, every
         self.scope: Scope = scope
         self.saliency: Judge = saliency

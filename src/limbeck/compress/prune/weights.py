@@ -14,7 +14,7 @@ from limbeck.compress._method import Bench, Held, Operated
 from limbeck.core.errors import RecipeError
 
 from ._mask import emptied, hold_zeros, lowest, prunable, record_of, recorded, remove, restored, rows, scores, still_there
-from ._target import Target, apportion, weights_left
+from ._target import Target, apportion, goal, weights_left
 from .saliency._named import named
 
 __all__ = ["Weights"]
@@ -64,7 +64,7 @@ class Weights(Held):
                 "prune.weights cannot lower latency: a dense matrix product takes as long over zeros; take prune.channels, which makes the matrices smaller, "
                 "or force: true"
             )
-        self.target, self.scope, self.steps = target, scope, steps
+        self.target, self.scope, self.steps = goal(target, "prune.weights"), scope, steps
         self.layers, self.spare, self.biases = layers, spare or [], biases
         self.saliency = named(saliency)
 

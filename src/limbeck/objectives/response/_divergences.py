@@ -4,12 +4,15 @@ With p the teacher's probabilities and q the student's, each gives its terms, wh
 class. By softmax's derivative the gradient to the student's logits z, where q = softmax(z / T), is (s - q sum(s)) / T; a pull is known up to a multiple of
 q. A class of probability zero on both sides costs nothing and pulls nothing; one that is impossible for the reference alone costs infinity, where the
 formula does.
+
+What is no number among p or q does not show in every term or pull: whoever adds them up sees to that.
+
+Shapes: p, q and their logarithms `[..., C]`, any part of the classes: no class needs another one's numbers.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
@@ -21,17 +24,19 @@ Inside = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 class _Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    total: ClassVar[float | None] = None
+    """What the pulls of all classes sum to, where that is the same for all p and q: one pass over a vocabulary less."""
+
 
 class ForwardKL(_Shape):
     """KL(p || q) = sum p log(p / q): the student must cover all that the teacher holds likely. Hinton et al. 2015, arXiv:1503.02531."""
 
     kind: Literal["forward_kl"] = "forward_kl"
+    total: ClassVar[float | None] = -1.0
 
-    def terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return _weighed(log_p, log_p - log_q)
-
-    def pull(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return log_p.exp().neg_()
+    def parts(self, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms, pulls."""
+        return _weighed(p, log_p - log_q), -p
 
 
 class ReverseKL(_Shape):
@@ -39,28 +44,26 @@ class ReverseKL(_Shape):
 
     kind: Literal["reverse_kl"] = "reverse_kl"
 
-    def terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return _weighed(log_q, log_q - log_p)
-
-    def pull(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return _weighed(log_q, log_q - log_p)
+    def parts(self, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms, pulls: q (log(q / p) + 1), up to a multiple of q."""
+        terms = _weighed(q, log_q - log_p)
+        return terms, terms
 
 
 class JSD(_Shape):
     """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q, the generalised Jensen-Shannon divergence.
 
-    Near 0 it behaves as the forward KL divided by beta would, near 1 as the reverse. Agarwal et al. 2024 (GKD), arXiv:2306.13649, sec. 2.
+    Near 0 it behaves as the forward KL times beta would, near 1 as the reverse times 1 - beta. Agarwal et al. 2024 (GKD), arXiv:2306.13649, sec. 2.
     """
 
     kind: Literal["jsd"] = "jsd"
     beta: Inside = 0.5
 
-    def terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        log_m = _mixed(log_p, log_q, self.beta)
-        return self.beta * _weighed(log_p, log_p - log_m) + (1 - self.beta) * _weighed(log_q, log_q - log_m)
-
-    def pull(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return _weighed(log_q, log_q - _mixed(log_p, log_q, self.beta)).mul_(1 - self.beta)
+    def parts(self, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms, pulls: (1 - beta) q log(q / m); what m's own change costs cancels out."""
+        log_m = _mixed(p, q, self.beta)
+        pull = _weighed(q, log_q - log_m).mul_(1 - self.beta)
+        return _weighed(p, log_p - log_m).mul_(self.beta).add_(pull), pull
 
 
 class SkewKL(_Shape):
@@ -69,11 +72,11 @@ class SkewKL(_Shape):
     kind: Literal["skew_kl"] = "skew_kl"
     alpha: Inside = 0.1
 
-    def terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return _weighed(log_p, log_p - _mixed(log_p, log_q, self.alpha))
-
-    def pull(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return _weighed(log_q, (log_p - _mixed(log_p, log_q, self.alpha)).exp()).mul_(self.alpha - 1)
+    def parts(self, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms, pulls: -(1 - alpha) q p / m."""
+        gap = log_p - _mixed(p, q, self.alpha)
+        pull = _weighed(q, gap.exp()).mul_(self.alpha - 1)
+        return _weighed(p, gap), pull
 
 
 class SkewReverseKL(_Shape):
@@ -82,12 +85,11 @@ class SkewReverseKL(_Shape):
     kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
     alpha: Inside = 0.1
 
-    def terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return _weighed(log_q, log_q - _mixed(log_q, log_p, self.alpha))
-
-    def pull(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        gap = log_q - _mixed(log_q, log_p, self.alpha)
-        return _weighed(log_q, gap - self.alpha * gap.exp())
+    def parts(self, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms, pulls: q (log(q / m) - alpha q / m), up to a multiple of q."""
+        gap = log_q - _mixed(q, p, self.alpha)
+        pull = _weighed(q, gap - self.alpha * gap.exp())
+        return _weighed(q, gap), pull
 
 
 class TotalVariation(_Shape):
@@ -95,12 +97,10 @@ class TotalVariation(_Shape):
 
     kind: Literal["total_variation"] = "total_variation"
 
-    def terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return (log_p.exp() - log_q.exp()).abs() / 2
-
-    def pull(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        q = log_q.exp()
-        return (q - log_p.exp()).sign_().mul_(q).div_(2)
+    def parts(self, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms, pulls: q sign(q - p) / 2, zero where they are alike."""
+        gap = q - p
+        return gap.abs().div_(2), gap.sign_().mul_(q).div_(2)
 
 
 Divergence = Annotated[ForwardKL | ReverseKL | JSD | SkewKL | SkewReverseKL | TotalVariation, Field(discriminator="kind")]
@@ -115,13 +115,14 @@ def named(told: "str | dict[str, object] | ForwardKL | ReverseKL | JSD | SkewKL 
     return TypeAdapter(Divergence).validate_python({"kind": told} if isinstance(told, str) else told)
 
 
-def _weighed(log_weight: Tensor, value: Tensor) -> Tensor:
-    """exp(log_weight) value, and zero where the weight is zero, whatever the value."""
-    weight = log_weight.exp()
-    return value.masked_fill(weight == 0, 0.0) * weight
+def _weighed(weight: Tensor, value: Tensor) -> Tensor:
+    """Weight times value, in the value's place, and zero where the weight is zero, whatever the value.
+
+    Zero times infinity alone is no number here, unless a probability is none.
+    """
+    return value.mul_(weight).nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
-def _mixed(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
-    """log(share a + (1 - share) b), for a class that is impossible on both sides the least number instead of minus infinity: no difference becomes NaN."""
-    both = torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
-    return both.clamp_min(torch.finfo(both.dtype).min)
+def _mixed(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """log(share a + (1 - share) b)."""
+    return (a * share).add_(b, alpha=1 - share).log_()

@@ -4,88 +4,42 @@ For states h `[N, D]` and a head of weight W `[V, D]` and bias b, logits are z =
 cap c. Student and teacher may differ in D; of vocabularies of unequal size the entries that one side lacks are impossible on both.
 
 - `tokens`: some rows at a time, over the whole vocabulary: each logit is computed once, and its gradient takes the place of the logit.
-- `vocabulary`: all rows, some of the vocabulary at a time, in three passes: first each row's log-sum-exp, online, then its loss, then its gradient. It computes
-  every logit three times, for the least memory where there are many rows.
-- `dense`: all at once, for what is small anyway.
+- `vocabulary`: all rows, some of the vocabulary at a time: first each row's log-sum-exp, online, then loss and gradient; of a divergence whose pulls have no
+  known sum the loss has a pass of its own. It computes every logit twice, or three times, for the least memory where there are many rows.
+- `dense`: all rows and the whole vocabulary at once, for what is small anyway.
 
 The gradient is computed with the loss, in closed form (`_divergences`), which is why nothing of the size of the logits is kept for the backward pass. It is
-one of the losses' sum: with a head the backward pass refuses to weigh rows unequally, which `weights` is for. Logits, losses and gradients are float32
-whatever the states are; where these have 16 bits, products are accumulated in float32 and not rounded in between.
+one of the losses' sum: where a head learns, the backward pass refuses to weigh rows unequally, which `weights` is for; and it goes back once. Logits, losses
+and gradients are float32, float64 where the student is; of states and heads of 16 bits products are accumulated in float32 and not rounded in between.
+Nothing waits for a GPU: what is wrong with labels or weights there is told by an assertion on it.
 
 Shapes: N rows (valid tokens), D width of the states, V vocabulary, k kept classes of a teacher.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from limbeck.core.errors import MismatchError
-from limbeck.core.knowledge import Dense, Hidden, Response, TopK
+from limbeck.core.knowledge import Dense, Hidden, TopK
 
 from ._divergences import Divergence, ForwardKL
-from ._streaming_passes import Job, by_tokens, by_vocabulary, whole
+from ._streaming_passes import Teaching, by_tokens, by_vocabulary, whole
+from ._streaming_plan import Plan, Way, planned
+from ._streaming_rows import Job
 
-__all__ = ["Plan", "planned", "streamed"]
+__all__ = ["Plan", "Way", "planned", "streamed"]
 
 _UNEQUAL = "rows of a streamed loss were weighed unequally, which its head's gradient cannot follow: give their weights as `weights`"
-Way = Literal["dense", "tokens", "vocabulary"]
-_BUFFERS = 6
-"""Buffers of the size of a chunk of logits that are alive at once, at the most."""
-_SMALL = 1 << 21
-"""Logits of one side up to which all at once is the fastest."""
-_ROWS = 256
-"""Rows at a time at which products run at full speed, and above which nothing is gained."""
-_LEAST = 16
-"""Rows at a time below which products starve: less memory than these need asks for the other way."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How it is computed: `rows` at a time, `columns` of the vocabulary at a time."""
-
-    way: Way
-    rows: int
-    columns: int
-
-    def __str__(self) -> str:
-        told = {"dense": "all logits at once", "tokens": f"{self.rows} rows at a time", "vocabulary": f"{self.columns} of the vocabulary at a time, thrice"}
-        return told[self.way]
-
-
-def planned(rows: int, columns: int, *, budget: int | None = None, way: Way | None = None) -> Plan:
-    """Return how N = `rows` by V = `columns` logits are computed within `budget` bytes of buffers, as fast as can be where it is None.
-
-    Raises:
-        MismatchError: a budget in which not a row or a column of the vocabulary fits.
-
-    >>> str(planned(1024, 50257)), str(planned(1024, 50257, budget=20_000_000)), str(planned(8, 100))
-    ('256 rows at a time', '16 rows at a time', 'all logits at once')
-    """
-    each = 4 * _BUFFERS
-    if way is None and rows * columns <= _SMALL and (budget is None or each * rows * columns <= budget):
-        way = "dense"
-    if way == "dense":
-        return Plan("dense", max(rows, 1), columns)
-    fits = _ROWS if budget is None else min(_ROWS, budget // (each * columns))
-    if way is None:
-        way = "tokens" if fits >= min(_LEAST, rows) else "vocabulary"
-    if way == "tokens":
-        if fits < 1:
-            raise MismatchError(f"a row of {columns:,} logits takes {each * columns:,} bytes of buffers, and the budget is {budget:,}: allow more")
-        return Plan("tokens", min(fits, max(rows, 1)), columns)
-    block = columns if budget is None else budget // (each * max(rows, 1))
-    if block < 1:
-        raise MismatchError(f"a column of {rows:,} rows takes {each * rows:,} bytes of buffers, and the budget is {budget:,}: allow more, or give fewer rows")
-    return Plan("vocabulary", max(rows, 1), min(block, columns, 8192))
+_ONCE = "a streamed loss goes back once, its gradient being computed with it and given away: compute the loss again, without retain_graph"
 
 
 def streamed(
     student: Hidden | Dense,
-    teacher: Hidden | Dense | TopK | None,
+    teacher: Teaching,
     labels: Tensor | None = None,
     *,
     divergence: Divergence | None = None,
@@ -108,36 +62,49 @@ def streamed(
         hard: the share of the cross-entropy.
         toward: t in [0, 1] of TAID's target, softmax(((1 - t) z_student + t z_teacher) / T), the student's part held fixed (Shing et al. 2025,
             arXiv:2501.16937, sec. 3).
-        weights: `[N]`, what each row's loss is multiplied by.
+        weights: `[N]`, what each row's loss is multiplied by; they get no gradient.
         budget: bytes of buffers.
         way: forced; chosen by size and budget where it is None.
 
     Raises:
-        MismatchError: sides that do not fit.
+        MismatchError: sides that do not fit, labels that are no classes, a budget that is too small.
     """
     states = student.logits if isinstance(student, Dense) else student.states
-    _check(states, student.classes, teacher, labels, temperature, hard, toward)
-    few = isinstance(teacher, TopK)
-    classes = student.classes if teacher is None or few else min(student.classes, teacher.classes)
-    plan = planned(len(states), classes, budget=budget, way=way)
-    if few and plan.way == "vocabulary":
-        raise MismatchError("a teacher's likeliest classes are not looked up in parts of the vocabulary: take way='tokens', or a larger budget")
-    job = Job(divergence or ForwardKL(), temperature, hard, None if teacher is None else toward, classes, plan.way == "vocabulary", plan.rows, plan.columns)
-    if isinstance(student, Dense):
-        return whole(student.logits, teacher, labels, weights, job)
-    return _Streamed.apply(states, student.weight, student.bias, student, teacher, labels, weights, job)
+    _check(states, student.classes, teacher, temperature, hard, toward)
+    for side in (student, teacher):
+        if isinstance(side, Hidden):
+            _check_head(side)
+    classes = student.classes if teacher is None or isinstance(teacher, TopK) else min(student.classes, teacher.classes)
+    labels = _checked_labels(labels, states, classes) if hard > 0 else None
+    if hard == 1:  # the teacher is asked nothing
+        teacher, temperature, toward = None, 1.0, None
+    parts = [states] if isinstance(student, Dense) else [one for one in (states, student.weight, student.bias) if one is not None]
+    dtype = torch.float64 if any(one.dtype == torch.float64 for one in parts) else torch.float32
+    plan = planned(len(states), classes, budget=budget, way=way, device=states.device.type, size=dtype.itemsize)
+    job = Job(
+        divergence or ForwardKL(), temperature, hard, None if toward == 1 else toward, classes, plan.rows, plan.columns, plan.tile, dtype,
+        None if isinstance(student, Dense) else student.softcap, torch.is_grad_enabled() and any(one.requires_grad for one in parts),
+    )  # fmt: skip
+    weights = None if weights is None else weights.detach().to(dtype)
+    if isinstance(student, Hidden):
+        return _Streamed.apply(states, student.weight, student.bias, student, teacher, labels, weights, job, plan)
+    z = student.logits if student.classes == classes else student.logits[:, :classes]
+    with torch.no_grad():
+        losses, pull = whole(z.detach().to(dtype, copy=True), teacher, labels, weights, job)
+    return _pulled(z.to(dtype), losses, pull) if job.learns else losses
 
 
-def _check(states: Tensor, classes: int, teacher: Response | None, labels: Tensor | None, temperature: float, hard: float, toward: float | None) -> None:
+def _check(states: Tensor, classes: int, teacher: Teaching, temperature: float, hard: float, toward: float | None) -> None:
     if states.ndim != 2:
         raise MismatchError(f"the student's rows are {list(states.shape)}; rows [N, ...] are streamed: flatten them, valid tokens alone")
+    if not states.is_floating_point():
+        raise MismatchError(f"the student's rows are {states.dtype}, which no gradient goes through: give floating-point states or logits")
     if not 0 <= hard <= 1 or (toward is not None and not 0 <= toward <= 1):
         raise MismatchError(f"hard is {hard:g} and toward {toward}; both are shares, from 0 to 1")
+    if not temperature > 0:
+        raise MismatchError(f"the temperature is {temperature:g}; it must be above zero")
     if teacher is None and hard != 1.0:
         raise MismatchError(f"without a teacher there is the cross-entropy alone: give hard=1.0, not {hard:g}")
-    if hard > 0 and (labels is None or labels.shape != states.shape[:1]):
-        given = "none are" if labels is None else f"{list(labels.shape)} are"
-        raise MismatchError(f"the cross-entropy of {len(states)} rows needs as many labels, and {given} given")
     if teacher is not None and teacher.predictions != states.shape[:1]:
         raise MismatchError(f"the student has {len(states)} rows and the teacher {list(teacher.predictions)}: both must answer the same tokens")
     if isinstance(teacher, TopK) and (teacher.classes != classes or not math.isclose(teacher.temperature, temperature) or toward is not None):
@@ -145,25 +112,93 @@ def _check(states: Tensor, classes: int, teacher: Response | None, labels: Tenso
         raise MismatchError(f"the student has {classes} classes at temperature {temperature:g}{moved}, and the teacher is {teacher}, valid there alone")
 
 
+def _check_head(side: Hidden) -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.tensor import DTensor
+
+        if isinstance(side.weight, DTensor):
+            raise MismatchError(
+                "a head is sharded over processes where the loss is computed: shard the module whose forward computes the loss, the head with it"
+            )
+    if side.weight.ndim != 2 or side.states.shape[-1] != side.weight.shape[1]:
+        raise MismatchError(f"states {list(side.states.shape)} do not fit their head's weight {list(side.weight.shape)}: it must be [classes, width]")
+    if side.bias is not None and side.bias.shape != side.weight.shape[:1]:
+        raise MismatchError(f"the head's bias {list(side.bias.shape)} does not fit its weight {list(side.weight.shape)}: it must be [classes]")
+
+
+def _checked_labels(labels: Tensor | None, states: Tensor, classes: int) -> Tensor:
+    if labels is None or labels.shape != states.shape[:1] or labels.is_floating_point():
+        given = "none are" if labels is None else f"{labels.dtype} {list(labels.shape)} are"
+        raise MismatchError(f"the cross-entropy of {len(states)} rows needs as many labels, class numbers, and {given} given")
+    sound = (labels >= 0) & (labels < classes)
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not sound.all():
+            raise MismatchError(f"label {int(labels[~sound][0])} is none of {classes} classes both sides know: mask out what does not count")
+    else:
+        torch._assert_async(sound.all(), f"a label is none of {classes} classes both sides know: mask out what does not count")  # pyright: ignore[reportPrivateImportUsage]
+    return labels.long()
+
+
+def _pulled(z: Tensor, losses: Tensor, pull: Tensor) -> Tensor:
+    """Losses of rows of logits that are there, with the gradient of each."""
+    if not torch.compiler.is_compiling():
+        return _Pulled.apply(z, losses, pull)
+    moved = torch.where(pull == 0, 0.0, z * pull).sum(-1)  # of no account but for its gradient; the compiler warns of functions of one's own
+    return losses + (moved - moved.detach())
+
+
+def _check_once() -> None:
+    if torch.is_grad_enabled():
+        raise MismatchError("the gradient of this loss is computed in closed form and has no graph of its own: leave out create_graph")
+
+
+class _Pulled(torch.autograd.Function):
+    """Losses of rows of logits that are there, and the gradient of each."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, losses: Tensor, pull: Tensor) -> Tensor:
+        ctx.save_for_backward(pull)
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        _check_once()
+        (pull,) = ctx.saved_tensors
+        return pull * grad_outputs[0].unsqueeze(-1), None, None
+
+
 class _Streamed(torch.autograd.Function):
     """Losses of rows, and the gradient of their sum."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, student: Hidden, teacher: Any, labels: Any, weights: Any, job: Job) -> Tensor:
-        parts = (states, weight, bias)
-        asked = [None if one is None or not wanted else one for one, wanted in zip(parts, ctx.needs_input_grad[:3], strict=True)]
-        grads = tuple(None if one is None else torch.zeros_like(one, dtype=torch.float32) for one in asked)
-        ctx.grads, ctx.kinds = grads, [None if one is None else one.dtype for one in parts]
-        return (by_vocabulary if job.by_vocabulary else by_tokens)(student, teacher, labels, weights, job, grads)
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, student: Hidden, teacher: Teaching, labels: Any, weights: Any, job: Job, plan: Plan
+    ) -> Tensor:
+        asked = [one if wanted and job.learns else None for one, wanted in zip((states, weight, bias), ctx.needs_input_grad[:3], strict=True)]
+        new = [None if one is None else torch.empty_like(one, dtype=job.dtype, memory_format=torch.contiguous_format) for one in asked]
+        for one, unseen in zip(new, (0, job.classes if len(states) else 0, 0), strict=True):  # what the passes do not write
+            if one is not None and (one.ndim == 1 or not len(states) or unseen):
+                one[unseen:].zero_()
+        to_states, to_weight, to_bias = new
+        ctx.grads, ctx.kinds = (to_states, to_weight, to_bias), [None if one is None else one.dtype for one in asked]
+        passes = by_vocabulary if plan.way == "vocabulary" else by_tokens
+        return passes(replace(student, states=states, weight=weight, bias=bias), teacher, labels, weights, job, (to_states, to_weight, to_bias))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        _check_once()
         upstream, (grads, kinds) = grad_outputs[0], (ctx.grads, ctx.kinds)
         if grads is None:
-            raise MismatchError("a streamed loss goes back once: its gradient was given away; compute the loss again")
+            raise MismatchError(_ONCE)
         ctx.grads = None
-        factor = upstream[0] if upstream.numel() else upstream.new_zeros(())
-        torch._assert_async((upstream == factor).all(), _UNEQUAL)  # pyright: ignore[reportPrivateImportUsage]
+        if grads[1] is None and grads[2] is None:  # each row for itself
+            factor = upstream.unsqueeze(-1)
+        else:
+            factor = upstream[0] if upstream.numel() else upstream.new_zeros(())
+            alike = ((upstream == factor) | factor.isnan()).all()
+            if upstream.device.type != "cpu":
+                torch._assert_async(alike, _UNEQUAL)  # pyright: ignore[reportPrivateImportUsage]
+            elif not alike:
+                raise MismatchError(_UNEQUAL)
         out = [None if one is None else one.mul_(factor).to(kind) for one, kind in zip(grads, kinds, strict=True)]
-        return (*out, None, None, None, None, None)
+        return (*out, None, None, None, None, None, None)

@@ -159,6 +159,20 @@ def test_rows_are_right_whatever_the_layers_are(kind, data, bench):
     torch.testing.assert_close(flat_of(found.values()), whole_fisher(model, *data).diagonal())
 
 
+def test_a_net_whose_zeros_are_held_is_read_as_fast(mlp, data, bench, monkeypatch):
+    """Hooks that mask gradients are no reason for a backward pass by example."""
+    from limbeck.compress.prune import _curvature_rows
+    from limbeck.compress.prune.weights import Weights
+
+    with torch.no_grad():
+        mlp[1].weight[:, ::2] = 0
+    Weights.hold(mlp, {"parameters": names_of(mlp)})
+    monkeypatch.setattr(_curvature_rows, "_slow", lambda *_: pytest.fail("took the slow way"))
+    found = diagonal(mlp, names_of(mlp), bench, examples=12, curvature="gauss_newton")
+    live = flat_of(mlp.parameters()) != 0
+    torch.testing.assert_close(flat_of(found.values())[live], whole_gauss_newton(mlp, data[0]).diagonal()[live])
+
+
 def test_examples_that_see_each_other_are_told_apart(data, bench_of):
     torch.manual_seed(3)
     model = Seen().double()

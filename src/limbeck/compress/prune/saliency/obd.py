@@ -1,6 +1,6 @@
 """Optimal Brain Damage: half the curvature at a weight times its square.
 
-LeCun, Denker and Solla, "Optimal Brain Damage", NIPS 1989, eq. 5.
+LeCun, Denker and Solla, "Optimal Brain Damage", NIPS 1989, sec. 2.
 """
 
 from collections.abc import Sequence

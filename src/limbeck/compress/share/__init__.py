@@ -1,0 +1,1 @@
+"""Few numbers for many weights, and few bits for each."""
