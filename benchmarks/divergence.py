@@ -19,6 +19,7 @@ ours and that of logits rounded to bfloat16 with their softmax in float32, far f
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import random
@@ -100,9 +101,8 @@ def dense_jsd(on: Heads) -> Tensor:
 
 
 def liger_jsd(on: Heads) -> Tensor:
-    from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
-
-    loss = LigerFusedLinearJSDLoss(0.0, 1.0, compiled=False, chunk_size=256)(on.h, on.w, on.theirs, on.head, torch.zeros(len(on.h), dtype=torch.int64))
+    liger: Any = importlib.import_module("liger_kernel.chunked_loss.jsd_loss")
+    loss = liger.LigerFusedLinearJSDLoss(0.0, 1.0, compiled=False, chunk_size=256)(on.h, on.w, on.theirs, on.head, torch.zeros(len(on.h), dtype=torch.int64))
     loss.backward()
     return loss.detach()
 
@@ -121,7 +121,8 @@ def allocated(step: Step, on: Heads) -> dict[str, Any]:
     """One pass under torch's profiler: the loss, and the most that its allocator held at once."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         loss = step(on)
-    changes = sorted((event.start_ns(), event.nbytes()) for event in watched.profiler.kineto_results.events() if event.name() == "[memory]")
+    results: Any = watched.profiler  # the events' sizes have no public name
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results.kineto_results.events() if event.name() == "[memory]")
     assert on.h.grad is not None and on.w.grad is not None
     gradients = {on.h.grad.nbytes: 0, on.w.grad.nbytes: 0}  # alive of each size
     live = top = beyond = 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.bridges import triton as bridge
 from limbeck.core.errors import MissingDependency
-from limbeck.core.knowledge import Dense
+from limbeck.core.knowledge import Dense, Hidden
 from limbeck.objectives.response._divergences import named
 from limbeck.objectives.response._streaming import streamed
 
@@ -100,6 +100,21 @@ def test_the_same_answer_twice_costs_nothing(settle: Callable[..., Tensor], kind
     z, how = 4 * drawn(3, 50), {"share": 0.5, "temperature": 1.0, "hard": 0.0, "toward": None, "softcap": None, "learns": True}
     written = z.clone()
     assert settle(written, z, None, None, kind=kind, **how).abs().max() < 1e-6 and written.abs().max() < 1e-6
+
+
+@installed
+@pytest.mark.parametrize("kind", ["forward_kl", "jsd"])
+@pytest.mark.parametrize("way", ["dense", "tokens"])
+def test_the_streamed_loss_through_it_is_the_one_without(settle: Callable[..., Tensor], kind: str, way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    h, w = drawn(3, 4).requires_grad_(), drawn(30, 4).requires_grad_()
+    teacher, labels, weights = Hidden(drawn(3, 2), drawn(33, 2)), torch.tensor([0, 29, 4], device=DEVICE), drawn(3).abs()
+    found = []
+    for fused in (False, True):
+        monkeypatch.setattr("limbeck.objectives.response._streaming_passes.fused", lambda z, teacher, told=fused: told)
+        how = {"divergence": named(kind), "temperature": 2.0, "hard": 0.3, "toward": 0.5, "weights": weights, "way": way}
+        loss = streamed(Hidden(h, w, softcap=3.0), teacher, labels, budget=None if way == "dense" else 2000, **how)
+        found.append((loss, *torch.autograd.grad(loss.sum(), (h, w))))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.skipif(bridge.available(), reason="triton is installed")

@@ -55,12 +55,12 @@ def settle(
     from . import _triton_rows
 
     kernel: Any = _triton_rows.rows
-    assert z.dtype == torch.float32 and z.stride(-1) == 1 and (y is None or y.stride(-1) == 1)
+    assert z.dtype == torch.float32 and z.stride(-1) == 1
     count, classes = z.shape
     losses = torch.zeros(count, dtype=torch.float32, device=z.device)
     if not count:
         return losses
-    theirs = z if y is None else y
+    theirs = z if y is None else y if y.stride(-1) == 1 else y.contiguous()
     kernel[(count,)](
         z, theirs, losses if labels is None else labels, losses if weights is None else weights, losses, z.stride(0), theirs.stride(0), classes,
         temperature, hard, 0.0 if toward is None else toward, 1.0 if softcap is None else softcap, share, kind=KINDS.index(kind), taught=y is not None,

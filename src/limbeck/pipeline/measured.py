@@ -71,8 +71,10 @@ def _measure(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], liste
             paths |= {name: path} | _exits(out, artifacts[name], name)
     if not paths:
         return {"models": {}}
-    first = {path: name for name, path in reversed(paths.items())}
-    files = {name: ModelFile(path, tuple(artifacts[name.partition(".")[0]].spec["in_shape"])) for path, name in reversed(first.items())}
+    first: dict[Path, str] = {}
+    for name, path in paths.items():
+        first.setdefault(path, name)
+    files = {name: ModelFile(path, tuple(artifacts[name.partition(".")[0]].spec["in_shape"])) for path, name in first.items()}
     how = recipe.measure
     found = measure_files(files, threads=how.threads, seconds=how.seconds * len(files), batch=how.batch, seed=recipe.seed)
     found["models"] = {name: found["models"][first[path]] | _packed(artifacts.get(name)) for name, path in paths.items()}

@@ -333,6 +333,8 @@ def test_bfloat16_states_and_heads_lose_nothing_on_the_way(divergence: Divergenc
 @ways
 def test_a_frozen_head_gets_no_gradient_and_rows_may_then_be_weighed_apart(way: Way) -> None:
     student, teacher = head(5, 3, 8, bias=False), head(5, 2, 8, seed=4)
+    streamed(student, teacher, way=way).sum().backward()
+    assert student.weight.grad is not None and teacher.weight.grad is None and teacher.states.grad is None
     frozen = replace(student, weight=student.weight.detach())
     each = drawn(5)
     found = torch.autograd.grad((streamed(frozen, teacher, way=way) * each).sum(), student.states)
@@ -437,6 +439,7 @@ def test_sides_that_do_not_fit_are_refused_in_a_line() -> None:
         (r"temperature 1, and the teacher is the 3 likeliest of 8 classes at temperature 2, valid there alone", student, few, None, {}),
         (r"on the way to an interpolated target", student, few, None, {"temperature": 2.0, "toward": 0.5}),
         (r"9 classes at temperature 2, and the teacher is the 3 likeliest of 8", head(5, 3, 9), few, None, {"temperature": 2.0}),
+        (r"5 rows and the weights are \[4\]", student, teacher, None, {"weights": drawn(4)}),
         (r"states \[5, 3\] do not fit their head's weight \[8, 4\]", replace(student, weight=drawn(8, 4)), teacher, None, {}),
         (r"bias \[7\] does not fit its weight \[8, 3\]", replace(student, bias=drawn(7)), teacher, None, {}),
     ]

@@ -56,7 +56,7 @@ class Lbk(Packer):
 
         `ratio` is to the bytes of the same tensors as they are in memory.
         """
-        state = model.state_dict()
+        state = dict(sorted(model.state_dict().items()))  # by name: the same weights are the same bytes, in whatever order a model holds them
         coded, rows, rounding = [], [], 0.0
         for name, value in state.items():
             made, off = self._coded(name, _checked(name, value))

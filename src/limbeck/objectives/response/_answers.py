@@ -3,12 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from limbeck.core.errors import MismatchError
 from limbeck.core.knowledge import Dense, Hidden, Knowledge, Response, TopK
 
 from ._streaming import Way, planned, streamed
+from ._streaming_passes import fused
 
 __all__ = ["compared", "told"]
 
@@ -48,7 +50,8 @@ def told(student: Knowledge, theirs: Response | None, *, budget: int | None = No
     states = ours.states if isinstance(ours, Hidden) else ours.logits
     plan = planned(rows, classes, budget=budget, way=way, device=states.device.type, size=max(4, states.dtype.itemsize))
     alone = "" if theirs is None or theirs.classes == ours.classes else f"; of {ours.classes:,} and {theirs.classes:,} entries the first {classes:,} count"
-    return f"{rows:,} tokens by a vocabulary of {classes:,}, streamed: {plan}{alone}"
+    kernel = ", in a Triton kernel" if plan.way != "vocabulary" and fused(states.new_empty(0, dtype=torch.float32), theirs) else ""
+    return f"{rows:,} tokens by a vocabulary of {classes:,}, streamed: {plan}{kernel}{alone}"
 
 
 def _learnt(student: Knowledge) -> Hidden | Dense:

@@ -11,6 +11,7 @@ Shapes: p, q and their logarithms `[..., C]`, any part of the classes: no class 
 """
 
 import math
+from functools import cache
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -112,7 +113,12 @@ def named(told: "str | dict[str, object] | ForwardKL | ReverseKL | JSD | SkewKL 
     >>> named("jsd").beta
     0.5
     """
-    return TypeAdapter(Divergence).validate_python({"kind": told} if isinstance(told, str) else told)
+    return _reader().validate_python({"kind": told} if isinstance(told, str) else told)
+
+
+@cache
+def _reader() -> TypeAdapter[Divergence]:
+    return TypeAdapter(Divergence)
 
 
 def _weighed(weight: Tensor, value: Tensor) -> Tensor:

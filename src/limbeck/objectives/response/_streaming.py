@@ -34,7 +34,7 @@ from ._streaming_rows import Job
 __all__ = ["Plan", "Way", "planned", "streamed"]
 
 _UNEQUAL = "rows of a streamed loss were weighed unequally, which its head's gradient cannot follow: give their weights as `weights`"
-_ONCE = "a streamed loss goes back once, its gradient being computed with it and given away: compute the loss again, without retain_graph"
+_ONCE = "a streamed loss goes back once, its gradient being given away: compute it again, without retain_graph (which a scheme's balance asks for)"
 
 
 def streamed(
@@ -71,6 +71,8 @@ def streamed(
     """
     states = student.logits if isinstance(student, Dense) else student.states
     _check(states, student.classes, teacher, temperature, hard, toward)
+    if weights is not None and weights.shape != states.shape[:1]:
+        raise MismatchError(f"the student has {len(states)} rows and the weights are {list(weights.shape)}: one is needed for each")
     for side in (student, teacher):
         if isinstance(side, Hidden):
             _check_head(side)

@@ -9,12 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from limbeck.bridges import triton
 from limbeck.core.knowledge import Dense, Hidden, TopK
 
 from ._streaming_products import Grads, go_back, logits, room
 from ._streaming_rows import Job, Rows
 
-__all__ = ["Teaching", "by_tokens", "by_vocabulary", "whole"]
+__all__ = ["Teaching", "by_tokens", "by_vocabulary", "fused", "whole"]
 
 Teaching = Hidden | Dense | TopK | None
 
@@ -44,6 +45,11 @@ def by_tokens(student: Hidden, teacher: Teaching, labels: Tensor | None, weights
 def _chunk(z: Tensor, teacher: Teaching, labels: Tensor | None, weights: Tensor | None, at: slice, space: Tensor | None, job: Job) -> Tensor:
     """Losses of rows `at`, whose whole logits are z; their gradient overwrites these."""
     y = None if teacher is None or isinstance(teacher, TopK) else logits(teacher, at, 0, job.classes, space)
+    if fused(z, teacher):
+        share = next(iter(job.divergence.model_dump(exclude={"kind"}).values()), 0.0)
+        how = {"temperature": job.temperature, "hard": job.hard, "toward": job.toward, "softcap": job.softcap, "learns": job.learns}
+        parts = (None if one is None else one[at] for one in (labels, weights))
+        return triton.settle(z, y, *parts, kind=job.divergence.kind, share=share, **how)
     rows = _rows(len(z), z.device, teacher, at, labels, weights, job)
     for tile in _slices(len(z), max(1, job.tile // max(1, job.classes))):
         ours, theirs = z[tile], None if y is None else y[tile].to(job.dtype)
@@ -52,6 +58,11 @@ def _chunk(z: Tensor, teacher: Teaching, labels: Tensor | None, weights: Tensor 
         if job.learns or theirs is not None:
             rows.apart(ours, theirs, tile, 0, seen, count=True, last=job.learns)
     return rows.weighed
+
+
+def fused(z: Tensor, teacher: Teaching) -> bool:
+    """Return whether a kernel settles whole rows of logits: on a GPU with Triton, but for a teacher's likeliest classes."""
+    return z.is_cuda and z.dtype == torch.float32 and not isinstance(teacher, TopK) and triton.available() and not torch.compiler.is_compiling()
 
 
 def by_vocabulary(student: Hidden, teacher: Teaching, labels: Tensor | None, weights: Tensor | None, job: Job, grads: Grads) -> Tensor:
