@@ -1,10 +1,11 @@
-"""Quantization-aware training at 4 bits, with the float model as the teacher: against rounding after training, and against the same training without it.
+"""Quantization-aware training at 4 bits, with the float model as the teacher: against rounding after training, and against training without it.
 
     LIMBECK_DATA=... python benchmarks/qat.py [--seeds 5] [--out runs/benchmark-qat]
 
 The built-in recipe `qat-4bit` runs once for each seed (no latency); a run that stands is reused, a killed one goes on. Seeds are paired: within one, every
 stage starts from the same float model. `accuracy` is in points (per cent of the 10,000 test images), `mean` over seeds with Student's 95% interval;
-`differences` are of the taught model, stored as integers, from the others. `better` says whether an interval lies above zero.
+`differences` are of the taught model, stored as integers (`int4`), from the others: `nearest`, `rounded` (biases corrected) and `gptq` are not trained,
+`untaught` is trained on the same 2,000 images without the teacher. `better` says whether an interval lies above zero.
 """
 
 import argparse
