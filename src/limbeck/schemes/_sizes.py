@@ -59,7 +59,7 @@ def between(small: Size, large: Size) -> list[Size]:
     """Return the sizes strictly between two, from small to large, each number moved by the same share of its logarithm.
 
     >>> between(4, 8), between([8, 8], [10, 16])
-    ([5, 6, 7], [[8, 9], [9, 10], [9, 11], [9, 12], [9, 13], [10, 14], [10, 15]])
+    ([5, 6, 7], [[8, 9], [8, 10], [9, 10], [9, 11], [9, 12], [9, 13], [9, 14], [10, 14], [10, 15]])
     """
     found: list[Size] = []
     for step in range(1, _STEPS):

@@ -144,7 +144,7 @@ def test_extremes_are_those_of_the_values_themselves():
         "x": (inputs.min().item(), inputs.max().item()),
         "p": (inputs.min().item(), inputs.max().item()),
         "y": (0.0, inputs.max().item()),
-        "z": (1.0, inputs.relu().max().item() + 1),
+        "z": (1.0, (inputs.relu() + 1).max().item()),
     }
 
 
