@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from limbeck.core.errors import ArtifactError, LimbeckError, RecipeError
 from limbeck.measure import latency
+from limbeck.measure._worker import load
 from limbeck.measure.latency import ModelFile, measure_files
 
 KEYS = {
@@ -164,13 +165,20 @@ def test_a_missing_or_damaged_file_is_one_clear_line(files, tmp_path):
         ({}, {"in_shape": (8, 8)}, r"the data are \[batch, 8, 8\]"),
         ({}, {"dtype": "int64"}, "is float32, the data are int64"),
         ({"batch": 1}, {}, "fixed to 1: export it with a dynamic batch"),
-        ({"inputs": 2}, {}, "inputs x, unused; one is needed"),
     ],
 )
 def test_a_file_that_does_not_take_the_data_names_both_sides(tmp_path, make, change, says):
     file = replace(mlp(tmp_path / "m.onnx", 8, **make), **change)
     with pytest.raises(ArtifactError, match=f"cannot measure m: .*{says}"):
         latency._ask(request({"m": file}), 60)
+
+
+def test_what_a_file_takes_beside_its_input_is_all_ones(tmp_path):
+    file = mlp(tmp_path / "m.onnx", 8, inputs=2)
+    fed = load(request({"m": file})["models"][0] | {"in_shape": [64]}, threads=1, batch=3, seed=0).batched[0]
+    assert fed["x"].shape == fed["unused"].shape == (3, 64) and fed["x"].std() > 0
+    assert (fed["unused"] == 1).all()
+    assert latency._ask(request({"m": file}), 60)["models"]["m"]["latency_n"] >= 200
 
 
 def test_a_model_that_fails_while_running_names_itself(tmp_path):

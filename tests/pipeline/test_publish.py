@@ -15,7 +15,7 @@ from limbeck.core.lookup import build
 from limbeck.pipeline.check import check
 from limbeck.pipeline.modules import load, load_module, read_tensors
 from limbeck.pipeline.predict import predict
-from limbeck.pipeline.publish import real_batch, real_inputs
+from limbeck.pipeline.publish import real_batch
 from limbeck.pipeline.run import Run, run_recipe
 from limbeck.report import write
 
@@ -92,7 +92,7 @@ def test_a_perceptron_that_learnt_from_a_graph_network_ships(planetoid: Path, tm
     metrics = {name: stage["metrics"] for name, stage in run.stages.items()}
     assert metrics["shipped"]["accuracy"] == metrics["student"]["accuracy"] > 0.7
     assert "latency_ms_p50" in metrics["student"] and "latency_ms_p50" not in metrics["teacher"]
-    inputs = real_inputs(build("tasks", "graph", {"root": str(planetoid), "validation": 12}), 5)
+    inputs = real_batch(build("tasks", "graph", {"root": str(planetoid), "validation": 12}), 5)["input"][:5]
     assert inputs.shape == (5, 6)
     torch.testing.assert_close(load(run.out / "stages" / "shipped")(inputs), load(run.out / "stages" / "student")(inputs), rtol=1e-4, atol=1e-5)
 
@@ -123,7 +123,7 @@ def test_real_batches_are_cut_to_what_is_asked_and_put_together_from_small_ones(
     x, y = torch.arange(12.0).reshape(6, 2), torch.arange(6) % 2
     task = build("tasks", "classify", {}, {"train": [(x[:2], y[:2]), (x[2:4], y[2:4]), (x[4:], y[4:])]}, classes=2)
     assert torch.equal(real_batch(task, 3)["input"], x[:3]) and torch.equal(real_batch(task, 3)["label"], y[:3])
-    assert torch.equal(real_inputs(task, 100), x)
+    assert torch.equal(real_batch(task, 100)["input"], x)
 
 
 def test_the_layers_of_convolutional_networks_are_found_by_themselves_and_those_of_attention_are_asked_for(planetoid: Path) -> None:

@@ -3,6 +3,7 @@
 Shapes: N examples, C classes.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,13 +60,14 @@ def session(source: Path | bytes, *, threads: int | None = None) -> "InferenceSe
         ) from error
 
 
-def run(source: "Path | InferenceSession", inputs: Tensor, *, batch: int = 256, output: str | None = None) -> Tensor:
+def run(source: "Path | InferenceSession", inputs: Tensor | Mapping[str, Tensor], *, batch: int = 256, output: str | None = None) -> Tensor:
     """Ask a file, or a session on it, about `inputs [N, ...]`, `batch` at a time; return its first output, `logits [N, C]`, or the one named `output`.
+
+    A file of several inputs is asked by a mapping of their names.
 
     Raises:
         ArtifactError: the file is missing or damaged, or fails on these inputs.
-        MismatchError: inputs whose shape or type is not what the file takes, a file that takes more than one input, or an output that it has not or that is
-            no tensor.
+        MismatchError: inputs whose shape or type is not what the file takes, other inputs than it takes, or an output that it has not or that is no tensor.
         DataError: no inputs at all.
     """
     state = import_module(_ERRORS)
@@ -74,21 +76,26 @@ def run(source: "Path | InferenceSession", inputs: Tensor, *, batch: int = 256, 
     opened = session(source) if isinstance(source, Path) else source
     name = str(source) if isinstance(source, Path) else "the exported file"
     takes = opened.get_inputs()
-    if len(takes) != 1:
-        raise MismatchError(f"{name} takes {len(takes)} inputs ({', '.join(take.name for take in takes)}): only files of one input are run here")
-    if inputs.ndim and not len(inputs):
+    names = [take.name for take in takes]
+    given = {names[0]: inputs} if isinstance(inputs, Tensor) else dict(inputs)
+    if sorted(given) != sorted(names):
+        raise MismatchError(f"{name} takes {len(takes)} inputs ({', '.join(names)}), and {', '.join(given) or 'none'} was given: name each of them")
+    if any(one.ndim and not len(one) for one in given.values()):
         raise DataError(f"no inputs for {name}: give at least one example")
-    _check(name, takes[0].shape, takes[0].type, inputs, batch)
+    for take in takes:
+        _check(name, take.shape, take.type, given[take.name], batch)
     gives = {each.name: each.type for each in opened.get_outputs()}
     asked = output or next(iter(gives))
     if not gives.get(asked, "none").startswith("tensor("):
         what = f"gives {asked!r} as {gives[asked]}, which is no tensor" if asked in gives else f"has no output {asked!r}"
         raise MismatchError(f"{name} {what}{did_you_mean(asked, gives)}")
-    whole = inputs.detach().cpu().contiguous()
+    whole = {one: value.detach().cpu().contiguous().numpy() for one, value in given.items()}
     try:
-        parts = [torch.from_numpy(opened.run([asked], {takes[0].name: part.numpy()})[0]) for part in whole.split(batch)]
+        starts = range(0, len(whole[names[0]]), batch)
+        parts = [torch.from_numpy(opened.run([asked], {one: value[at : at + batch] for one, value in whole.items()})[0]) for at in starts]
     except (state.Fail, state.InvalidArgument, state.RuntimeException, state.NotImplemented) as error:
-        raise ArtifactError(f"{name} failed on inputs {list(inputs.shape)} ({_first_line(error)}): export the model again") from error
+        shapes = ", ".join(str(list(value.shape)) for value in whole.values())
+        raise ArtifactError(f"{name} failed on inputs {shapes} ({_first_line(error)}): export the model again") from error
     return torch.cat(parts)
 
 

@@ -31,7 +31,9 @@ def measure_and_tell(paths: Sequence[Path], *, threads: int, seconds: float, bat
     with tempfile.TemporaryDirectory(prefix="limbeck-") as folder:
         with stdout_kept():
             files = {
-                name: ModelFile(_file(artifact, Path(folder) / f"{number}.onnx"), tuple(artifact.spec["in_shape"]))
+                name: ModelFile(
+                    _file(artifact, Path(folder) / f"{number}.onnx"), tuple(artifact.spec["in_shape"]), artifact.spec.get("takes", {}).get("input", "float32")
+                )
                 for number, (name, artifact) in enumerate(opened.items())
             }
         found = measure_files(files, threads=threads, seconds=seconds * len(files), batch=batch)
@@ -50,12 +52,10 @@ def _file(artifact: Artifact, path: Path) -> Path:
     """The artifact's own file; for a trained module, an ONNX file made of it at `path`."""
     if artifact.kind == "graph":
         return artifact.model_file
-    import torch
-
-    from limbeck.pipeline.modules import load_module
+    from limbeck.pipeline.modules import example_of, load_module
 
     complain(f"{artifact.path} holds a trained module: it is measured through an ONNX file made of it", prefix="")
-    lookup.build("export", "onnx", {}).export(load_module(artifact), torch.zeros(2, *artifact.spec["in_shape"]), path)
+    lookup.build("export", "onnx", {}).export(load_module(artifact), example_of(artifact.spec), path)
     return path
 
 

@@ -127,8 +127,11 @@ class Compressor(ABC):
     """Make an exported file smaller or faster."""
 
     @abstractmethod
-    def compress(self, source: Path, path: Path, calibration: Tensor) -> dict[str, Any]:
-        """Write the compressed form of the file `source` to `path`, calibrated on real inputs `[N, ...]`; return what was decided, JSON-able."""
+    def compress(self, source: Path, path: Path, calibration: Tensor | Mapping[str, Tensor]) -> dict[str, Any]:
+        """Write the compressed form of the file `source` to `path`, calibrated on real inputs `[N, ...]`; return what was decided, JSON-able.
+
+        A file of several inputs is given those of each, by name.
+        """
 
 
 class Saliency(ABC):

@@ -162,14 +162,18 @@ def load(told: Mapping[str, Any], *, threads: int, batch: int, seed: int) -> Mod
     except _REFUSALS as error:
         raise RefusedError(f"{told['name']}: onnxruntime cannot load {told['path']}: {_line(error)}") from None
     names = [node.name for node in session.get_inputs()]
-    if len(names) != 1:
-        raise RefusedError(f"{told['name']}: it has the inputs {', '.join(names) or 'none'}; one is needed")
+    if not names:
+        raise RefusedError(f"{told['name']}: it has no input")
     in_shape = tuple(told["in_shape"])
-    _checked(told["name"], session.get_inputs()[0], in_shape, told["dtype"])
+    for node in session.get_inputs():
+        _checked(told["name"], node, in_shape, told["dtype"])
     generator = np.random.default_rng(seed)
-    single = [{names[0]: _inputs(generator, (1, *in_shape), told["dtype"])} for _ in range(16)]
-    batched = [{names[0]: _inputs(generator, (batch, *in_shape), told["dtype"])} for _ in range(4)]
-    return Model(told["name"], session, single, batched)
+
+    def feed(rows: int) -> dict[str, np.ndarray]:
+        beside = {name: np.ones((rows, *in_shape), told["dtype"]) for name in names[1:]}
+        return {names[0]: _inputs(generator, (rows, *in_shape), told["dtype"]), **beside}
+
+    return Model(told["name"], session, [feed(1) for _ in range(16)], [feed(batch) for _ in range(4)])
 
 
 def warm_up(model: Model, seconds: float) -> tuple[float, float, bool]:

@@ -25,7 +25,7 @@ _ENOUGH = 0.95  # of its CPU that the measured thread must have had
 
 @dataclass(frozen=True)
 class ModelFile:
-    """An ONNX file with one input: `in_shape` without the batch, `dtype` by numpy's name."""
+    """An ONNX file: `in_shape` of its input without the batch, `dtype` by numpy's name; what it takes beside (which tokens count) has the same, all ones."""
 
     path: Path
     in_shape: tuple[int, ...]

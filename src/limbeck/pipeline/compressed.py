@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrize
@@ -27,7 +26,7 @@ from limbeck.engine.runtime import Accelerator, Runtime
 from limbeck.measure.latency import ModelFile, measure_files
 from limbeck.measure.size import macs, parameters, weights_left
 
-from .modules import load_module
+from .modules import load_module, taken, takes
 from .publish import Publication, real_batch, seal_with_proof
 from .recipe import ChooseStage, CompressStage, Part, Recipe, TrainStage
 from .resolve import graph_part
@@ -63,8 +62,10 @@ def bench_of(task: Task, runtime: Runtime, seed: int) -> Bench:
     def latency(model: nn.Module) -> float:
         with tempfile.TemporaryDirectory(prefix="limbeck-") as folder:
             file = Path(folder, "model.onnx")
-            lookup.build("export", "onnx", {}).export(copy.deepcopy(model).cpu(), torch.zeros(2, *task.facts().in_shape), file)
-            return measure_files({"model": ModelFile(file, task.facts().in_shape)}, seconds=1.0)["models"]["model"]["latency_ms_p50"]
+            inputs = {name: value.cpu() for name, value in taken(task, model, example).items()}
+            lookup.build("export", "onnx", {}).export(copy.deepcopy(model).cpu(), inputs, file)
+            kind = takes(inputs).get("input", "float32")
+            return measure_files({"model": ModelFile(file, task.facts().in_shape, kind)}, seconds=1.0)["models"]["model"]["latency_ms_p50"]
 
     def score(model: nn.Module) -> float:
         if "validation" not in task.splits():

@@ -15,7 +15,7 @@ from limbeck.measure.machine import machine
 from limbeck.models.exits import Exits
 
 from .anytime import Until
-from .modules import inputs_of, load_module
+from .modules import example_of, inputs_of, load_module
 from .recipe import ExportStage, Recipe
 
 __all__ = ["measured"]
@@ -74,7 +74,8 @@ def _measure(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], liste
     first: dict[Path, str] = {}
     for name, path in paths.items():
         first.setdefault(path, name)
-    files = {name: ModelFile(path, tuple(artifacts[name.partition(".")[0]].spec["in_shape"])) for path, name in first.items()}
+    specs = {name: artifacts[name.partition(".")[0]].spec for name in first.values()}
+    files = {name: ModelFile(path, tuple(specs[name]["in_shape"]), specs[name].get("takes", {}).get("input", "float32")) for path, name in first.items()}
     how = recipe.measure
     found = measure_files(files, threads=how.threads, seconds=how.seconds * len(files), batch=how.batch, seed=recipe.seed)
     found["models"] = {name: found["models"][first[path]] | _packed(artifacts.get(name)) for name, path in paths.items()}
@@ -98,13 +99,11 @@ def _file(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], name: st
     path = out / "cache" / "measured" / f"{name}-{artifact.digest[:12]}.onnx"
     if path.is_file():
         return path
-    if "tokenizer" in artifact.spec.get("preprocess", {}):
-        return "its latency is not measured: models that read tokens are not exported yet"
     model = load_module(artifact)
     if len(inputs := inputs_of(model)) > 1:
         return f"its latency is not measured: a {type(model).__name__} takes {', '.join(inputs)}, and an exported file one input"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lookup.build("export", "onnx", {}).export(model, torch.zeros(2, *artifact.spec["in_shape"]), path)
+    lookup.build("export", "onnx", {}).export(model, example_of(artifact.spec), path)
     return path
 
 

@@ -1,8 +1,11 @@
 """From an artifact back to something that answers."""
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -11,22 +14,56 @@ from limbeck.bridges import onnx_runtime
 from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
 from limbeck.core.errors import ArtifactError
+from limbeck.core.task import Batch, Task
 
 from .resolve import make_model
 
-__all__ = ["Graph", "inputs_of", "load", "load_module", "read_tensors"]
+__all__ = ["Graph", "example_of", "inputs_of", "load", "load_module", "read_tensors", "taken", "takes"]
 
 
 class Graph(nn.Module):
-    """An exported file as a module: called with inputs `[N, ...]`, it gives logits `[N, C]`, computed by onnxruntime without a gradient."""
+    """An exported file as a module: called with inputs `[N, ...]`, it gives logits `[N, C]`, computed by onnxruntime without a gradient.
+
+    What a file takes beside its input is given by name; logits of tokens are `[N, T, C]`.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self._session = onnx_runtime.session(path)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return onnx_runtime.run(self._session, inputs).to(inputs.device)
+    def forward(self, inputs: Tensor, **fields: Tensor) -> Tensor:
+        return onnx_runtime.run(self._session, {"input": inputs, **fields} if fields else inputs).to(inputs.device)
+
+
+@torch.no_grad()
+def taken(task: Task, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Return what a model is called with when a task asks it about a batch: `input`, and what it is told beside by name."""
+    found: dict[str, Tensor] = {}
+
+    def note(_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.update({"input": args[0], **kwargs})
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        task.forward(model, batch)
+    finally:
+        hook.remove()
+    return found
+
+
+def takes(inputs: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return what a spec says of what a model takes: each input's type, by name; nothing for the one of float32 that goes without saying."""
+    told = {name: str(value.dtype).removeprefix("torch.") for name, value in inputs.items()}
+    return {} if told == {"input": "float32"} else told
+
+
+def example_of(spec: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return two rows of what a model takes: zeros, and of what it is told beside (which tokens count, say) ones."""
+    return {
+        name: torch.full((2, *spec["in_shape"]), int(name != "input"), dtype=getattr(torch, kind))
+        for name, kind in spec.get("takes", {"input": "float32"}).items()
+    }
 
 
 def inputs_of(model: nn.Module) -> list[str]:

@@ -28,9 +28,10 @@ from limbeck.measure.size import macs, parameters, weights_left
 from limbeck.models.exits import Exits
 
 from .anytime import Heard
+from .modules import taken, takes
 
 __all__ = [
-    "Publication", "choose", "metrics_of_test", "place", "publish_module", "publish_players", "real_batch", "real_inputs", "seal_with_proof",
+    "Publication", "choose", "metrics_of_test", "place", "publish_module", "publish_players", "real_batch", "seal_with_proof",
     "training_metrics",
 ]  # fmt: skip
 
@@ -139,7 +140,8 @@ def publish_module(
             fill(folder)
         with torch.no_grad():
             link = task.forward(model, example).main.link
-        seen = {"link": link} if link != "softmax" else {}  # what a spec does not say is softmax
+        seen: dict[str, Any] = {"link": link} if link != "softmax" else {}  # what a spec does not say is softmax
+        seen |= {"takes": told_of} if (told_of := takes(taken(task, model, example))) else {}
         seen |= {"in_shape": list(facts.in_shape), "classes": facts.classes, "class_names": list(facts.class_names), "preprocess": dict(facts.preprocess)}
         heard = Heard(task, model) if isinstance(model, Exits) and link == "softmax" else partial(task.forward, model)
         seal_with_proof(told, folder, task, heard, "module", "model.safetensors", {**how, **seen}, metrics, device)
@@ -220,8 +222,3 @@ def real_batch(task: Task, count: int, device: torch.device | None = None) -> Ba
         if sum(len(one["input"]) for one in found) >= wanted:
             break
     return {name: torch.cat([one[name] for one in found])[:wanted] for name in found[0]}
-
-
-def real_inputs(task: Task, count: int) -> Tensor:
-    """Return the inputs of `real_batch` `[count, ...]`, those of a whole batch cut to `count` too."""
-    return real_batch(task, count)["input"][:count]

@@ -1,5 +1,6 @@
 """What each kind of stage does: artifacts in, one artifact out."""
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from limbeck.bridges import onnx_runtime
 from limbeck.compress import Compressor
 from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
 from limbeck.core.events import Listener, Note, StageStarted
 from limbeck.core.files import atomic_folder, write_json
-from limbeck.core.task import Task
+from limbeck.core.task import Batch, Task
 from limbeck.engine.checkpoint import seed_everything
 from limbeck.engine.loop import Work, fit, steps_per_epoch
 from limbeck.engine.runtime import Runtime
@@ -28,8 +28,8 @@ from .assemble import assemble
 from .compressed import choose_stage, compress_stage, held, validated
 from .grown import grown
 from .learnt import graft_spec, objectives_of, take_over
-from .modules import Graph, load, load_module, read_tensors
-from .publish import Publication, place, publish_players, real_inputs, seal_with_proof
+from .modules import Graph, load, load_module, read_tensors, taken
+from .publish import Publication, place, publish_players, real_batch, seal_with_proof
 from .recipe import ChooseStage, CompressStage, DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage, origin, parents
 from .recorded import stand
 from .resolve import from_store, graph_part, make_model, make_tasks, model_spec
@@ -186,16 +186,14 @@ def _export(job: Job, stage: ExportStage, task: Task, listener: Listener) -> Non
     model = load_module(source)
     part = graph_part("export", stage.format)
     exporter: Exporter = lookup.build("export", part.kind, part.options)
-    inputs = real_inputs(task, stage.inputs)
-    if len(inputs) < 256:
-        listener(Note(f"parity is checked on {len(inputs)} inputs, all that was asked for or is there", job.name, loud=True))
+    batch = _real(task, stage.inputs)
+    inputs = taken(task, model, batch)
+    if (count := len(inputs["input"])) < 256:
+        listener(Note(f"parity is checked on {count} inputs, all that was asked for or is there, or can be held", job.name, loud=True))
     with atomic_folder(job.target) as folder:
         path = folder / exporter.file
-        exporter.export(model, inputs[:2], path)
-        with torch.no_grad():
-            reference = task.forward(model, {"input": inputs}).main.logits
-        session = onnx_runtime.session(path)
-        found = parity(reference, onnx_runtime.run(session, inputs))
+        exporter.export(model, {name: value[:2] for name, value in inputs.items()}, path)
+        found = parity(_answers(task, model, batch), _answers(task, Graph(path), batch))
         found.check(Tolerance(max_abs=stage.tolerance))
         own = "main_" if "main_macs" in source.metrics and part.options.get("outputs") != "all" else ""  # exits are left behind
         sizes = {figure: source.metrics[f"{own}{figure}"] for figure in ("parameters", "macs")}
@@ -209,13 +207,14 @@ def _quantize(job: Job, stage: QuantizeStage, task: Task, listener: Listener) ->
     source = job.parent(stage.of)
     part = graph_part("compress", stage.method)
     compressor: Compressor = lookup.build("compress", part.kind, part.options)
-    inputs = real_inputs(task, max(stage.inputs, 1024))
+    batch = _real(task, max(stage.inputs, 1024))
+    before = Graph(source.model_file)
+    inputs = taken(task, before, batch)
     with atomic_folder(job.target) as folder:
         path = folder / source.model_file.name
-        decided = compressor.compress(source.model_file, path, inputs)
-        session = onnx_runtime.session(path)
-        seen = inputs[: max(stage.inputs, 256)]
-        found = parity(onnx_runtime.run(source.model_file, seen), onnx_runtime.run(session, seen), quantized=True)
+        decided = compressor.compress(source.model_file, path, inputs["input"] if len(inputs) == 1 else inputs)
+        seen = {name: value[: max(stage.inputs, 256)] for name, value in batch.items()}
+        found = parity(_answers(task, before, seen), _answers(task, Graph(path), seen), quantized=True)
         classes = "link" not in source.spec  # the same top class is a figure of one class of several alone
         found.check(Tolerance(agreement=stage.min_agreement if classes else None, sqnr_db=stage.min_sqnr_db))
         write_json(folder / "quantization.json", decided)
@@ -228,3 +227,22 @@ def _quantize(job: Job, stage: QuantizeStage, task: Task, listener: Listener) ->
         }
         spec = {**source.spec, "method": part.kind}
         seal_with_proof(_publication(job), folder, task, partial(task.forward, Graph(path)), "graph", path.name, spec, metrics)
+
+
+_HELD = 1 << 24
+"""Logits that parity holds of each side."""
+
+
+def _real(task: Task, count: int) -> Batch:
+    """So many real training inputs, fewer of tokens, each of which has logits of its own."""
+    facts = task.facts()
+    batch = real_batch(task, count)
+    most = len(batch["input"]) if batch["input"].is_floating_point() else max(1, _HELD // (math.prod(facts.in_shape) * facts.classes))
+    return {name: value[:most] for name, value in batch.items()}
+
+
+@torch.no_grad()
+def _answers(task: Task, model: nn.Module, batch: Batch) -> Tensor:
+    """What a model says of a batch's predictions that count, `[N, C]`."""
+    said = task.forward(model, batch)
+    return said.main.logits if said.mask is None else said.main.logits[said.mask]

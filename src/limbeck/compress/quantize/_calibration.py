@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from ._inputs import Inputs, cut, fed, pieces
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -168,13 +169,13 @@ def open_plain(model: "ModelProto") -> "InferenceSession":
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def answers(opened: "InferenceSession", inputs: Tensor) -> list[np.ndarray]:
-    """Return all that a file of one input gives for it."""
-    return [np.asarray(value) for value in opened.run(None, {opened.get_inputs()[0].name: inputs.numpy()})]
+def answers(opened: "InferenceSession", inputs: Inputs) -> list[np.ndarray]:
+    """Return all that a file gives for its inputs."""
+    return [np.asarray(value) for value in opened.run(None, fed(opened, inputs))]
 
 
 def activation_ranges(
-    model: "ModelProto", inputs: Tensor, values: Sequence[str], *, calibration: str, percentile: float, batch: int
+    model: "ModelProto", inputs: Inputs, values: Sequence[str], *, calibration: str, percentile: float, batch: int
 ) -> dict[str, Range]:  # fmt: skip
     """Return value name -> [least, greatest] that 8 bits shall cover, measured on inputs `[N, ...]`; of `values` those that are always finite."""
     seen = {name: ends for name, ends in _extremes(model, inputs, values, batch).items() if np.isfinite(ends).all()}
@@ -189,7 +190,7 @@ def activation_ranges(
     return {name: made[name] for name in seen}
 
 
-def _extremes(model: "ModelProto", inputs: Tensor, names: Sequence[str], batch: int) -> dict[str, Range]:
+def _extremes(model: "ModelProto", inputs: Inputs, names: Sequence[str], batch: int) -> dict[str, Range]:
     """Return the least and greatest of each value; they are reduced within the graph, so that no activation is kept."""
     from onnx import helper
 
@@ -201,19 +202,19 @@ def _extremes(model: "ModelProto", inputs: Tensor, names: Sequence[str], batch: 
     if not names:
         return {}
     opened = open_plain(made)
-    runs = np.array([answers(opened, part) for part in inputs.split(batch)], np.float32)  # [runs, 2 values]
+    runs = np.array([answers(opened, part) for part in pieces(inputs, batch)], np.float32)  # [runs, 2 values]
     low, high = runs[:, 0::2].min(0), runs[:, 1::2].max(0)
     return {name: (float(low[index]), float(high[index])) for index, name in enumerate(names)}
 
 
-def _histograms(model: "ModelProto", inputs: Tensor, seen: Mapping[str, Range]) -> dict[str, Histogram]:
+def _histograms(model: "ModelProto", inputs: Inputs, seen: Mapping[str, Range]) -> dict[str, Histogram]:
     if not seen:
         return {}
     opened = open_plain(expose(model, list(seen)))
-    batch = max(1, _FLOATS // max(1, sum(value.size for value in answers(opened, inputs[:1]))))
+    batch = max(1, _FLOATS // max(1, sum(value.size for value in answers(opened, cut(inputs, slice(1))))))
     counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in seen}
     zeros = dict.fromkeys(seen, 0)
-    for part in inputs.split(batch):
+    for part in pieces(inputs, batch):
         for (name, (low, high)), value in zip(seen.items(), answers(opened, part), strict=True):
             flat = torch.from_numpy(np.ascontiguousarray(value)).flatten()
             flat_zeros = len(flat) - int(flat.count_nonzero())

@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from limbeck.bridges.onnx_runtime import session
 
 from ._calibration import answers, expose
+from ._inputs import Inputs, count, pieces
 from ._qdq import WEIGHTED
 
 if TYPE_CHECKING:
@@ -24,21 +24,21 @@ __all__ = ["channel_means", "correct"]
 _BATCH = 32
 
 
-def channel_means(model: "ModelProto", values: Collection[str], axes: Collection[int], inputs: Tensor) -> list[np.ndarray]:
+def channel_means(model: "ModelProto", values: Collection[str], axes: Collection[int], inputs: Inputs) -> list[np.ndarray]:
     """Return the mean of each value over all but its channel axis, `[C]` each, over inputs `[N, ...]`."""
     opened = session(expose(model, values).SerializeToString())
     totals: list[np.ndarray] = []
-    for part in inputs.split(_BATCH):
+    for part in pieces(inputs, _BATCH):
         found = [
             np.moveaxis(value.astype(np.float64), axis, -1).reshape(len(part), -1, value.shape[axis]).mean(1).sum(0)
             for value, axis in zip(answers(opened, part), axes, strict=True)
         ]
         totals = [old + new for old, new in zip(totals, found, strict=True)] if totals else found
-    return [total / len(inputs) for total in totals]
+    return [total / count(inputs) for total in totals]
 
 
 def correct(
-    model: "ModelProto", nodes: Collection[str], quantize: Callable[["ModelProto"], "ModelProto"], inputs: Tensor
+    model: "ModelProto", nodes: Collection[str], quantize: Callable[["ModelProto"], "ModelProto"], inputs: Inputs
 ) -> tuple["ModelProto", list[str], list[str]]:
     """Return the float model with corrected biases, which `quantize` makes a quantized one of; the nodes that were corrected, and those without a bias's place.
 

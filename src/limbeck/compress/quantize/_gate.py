@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from limbeck.bridges.onnx_runtime import session
 from limbeck.core.errors import MismatchError
 
 from ._calibration import activation_ranges, answers, expose, float_values, open_plain
+from ._inputs import Inputs, fed
 from ._qdq import WEIGHTED, able
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def refuse(found: Probe, source: str, way_out: str, *, least: float = PAYS, forc
 
 
 def probe(
-    model: "ModelProto", example: Tensor, method: str, change: Change, *, before: Change | None = None, kept: Collection[str] = (),
+    model: "ModelProto", example: Inputs, method: str, change: Change, *, before: Change | None = None, kept: Collection[str] = (),
     left: Collection[str] = (), only: Collection[str] = WEIGHTED,
 ) -> Probe:  # fmt: skip
     """Time what `change` makes of a graph's dominant operators against what `before` makes of them, or what they are.
@@ -132,14 +132,14 @@ def probe(
     return Probe(method, rows)
 
 
-def probe_whole(model: "ModelProto", example: Tensor, method: str, change: Change, before: Change) -> Probe:
+def probe_whole(model: "ModelProto", example: Inputs, method: str, change: Change, before: Change) -> Probe:
     """Time what `change` makes of a whole graph against what `before` makes of it: for methods whose cost is in how nodes meet, which one alone does not show.
 
     Ranges are those of one example, for they change no time; the last processor, one thread and batch 1 as in `probe`.
     """
     ranges = activation_ranges(model, example, float_values(model.graph, able()), calibration="minmax", percentile=100.0, batch=1)
     first, second = (make(model, ranges).SerializeToString() for make in (before, change))
-    return Probe(method, [Row("the whole graph", 1, 1.0, *_paired(first, second, {model.graph.input[0].name: example.numpy()}, _WHOLE))])
+    return Probe(method, [Row("the whole graph", 1, 1.0, *_paired(first, second, fed(open_plain(model), example), _WHOLE))])
 
 
 def dense_zeros(inner: int, outer: int, *, share: float = 0.5, examples: int = 1) -> Probe:
@@ -161,7 +161,7 @@ def dense_zeros(inner: int, outer: int, *, share: float = 0.5, examples: int = 1
     return Probe(method, [Row(name, 1, 1.0, *_TIMED[method, name])])
 
 
-def _values(model: "ModelProto", nodes: Sequence["NodeProto"], example: Tensor) -> dict[str, np.ndarray]:
+def _values(model: "ModelProto", nodes: Sequence["NodeProto"], example: Inputs) -> dict[str, np.ndarray]:
     """Return what the nodes read and give, of one example; constants are left out."""
     constants = {tensor.name for tensor in model.graph.initializer}
     names = list(dict.fromkeys(name for node in nodes for name in (*node.input, *node.output) if name and name not in constants))

@@ -9,6 +9,8 @@ from torch import Tensor
 from limbeck.bridges.onnx_runtime import run, session
 from limbeck.core.errors import RecipeError
 
+from ._inputs import Inputs
+
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
@@ -41,7 +43,7 @@ def layers(graph: "GraphProto", quantized: Collection[str]) -> dict[str, list[st
 
 
 def sensitivities(
-    groups: Mapping[str, Collection[str]], quantize: Callable[[Collection[str]], "ModelProto"], reference: Tensor, inputs: Tensor
+    groups: Mapping[str, Collection[str]], quantize: Callable[[Collection[str]], "ModelProto"], reference: Tensor, inputs: Inputs
 ) -> list[dict[str, Any]]:
     """Return a row for each layer, the most sensitive first: `layer`, its `nodes`, and `sqnr_db` of the logits when it alone is quantized.
 

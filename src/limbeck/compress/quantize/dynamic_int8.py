@@ -9,8 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from limbeck.bridges.onnx import canonical_bytes, load
 from limbeck.compress._method import Compressor
 from limbeck.core.errors import DataError, MismatchError
@@ -18,6 +16,7 @@ from limbeck.core.files import atomic_write, storage
 
 from ._bits_gemm import split_gemms
 from ._gate import probe, refuse
+from ._inputs import Inputs, count, cut
 from ._qdq import WEIGHTED, larger, name_nodes, nodes_of, remarks, stacked, unquantized
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class DynamicInt8(Compressor):
         self.keep_float = tuple(keep_float or ())
         self.types = ("MatMul", "Conv") if convolutions else ("MatMul",)
 
-    def compress(self, source: Path, path: Path, calibration: Tensor) -> dict[str, Any]:
+    def compress(self, source: Path, path: Path, calibration: Inputs) -> dict[str, Any]:
         """Write the INT8 form of the ONNX file `source` to `path`; of the inputs `[N, ...]` the first is used, to time it; return what was decided.
 
         Of what is returned, `quantized` and `left_float` say what became of every node with weights, `probe` what was timed before any of it.
@@ -60,7 +59,7 @@ class DynamicInt8(Compressor):
         model = load(source)
         unquantized(source, model.graph)
         name_nodes(model.graph)
-        if not len(calibration):
+        if not count(calibration):
             raise DataError("dynamic INT8 needs one input to time the file with, and none was given")
         kept = nodes_of(model.graph, self.keep_float)
         split_gemms(model.graph)
@@ -71,7 +70,7 @@ class DynamicInt8(Compressor):
             left = "; ".join(sorted({f"{why}" for why in reasons.values()})) or "no node with weights"
             raise MismatchError(f"{source} has nothing to quantize dynamically: {left}")
         found = probe(
-            model, calibration[:1], "dynamic INT8", lambda graph, _: self._changed(graph, ("MatMul", "Conv")),
+            model, cut(calibration, slice(1)), "dynamic INT8", lambda graph, _: self._changed(graph, ("MatMul", "Conv")),
             kept=[*kept, *(stacked(model.graph) if self.per_channel else ())], left=() if "Conv" in self.types else ("Conv",),
         )  # fmt: skip
         notes = refuse(found, source.name, "static_int8 is made for convolutions", force=self.force)

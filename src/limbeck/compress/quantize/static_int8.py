@@ -21,6 +21,7 @@ from limbeck.core.files import atomic_write, storage
 from ._calibration import CALIBRATIONS, activation_ranges, float_values
 from ._calibration_bias import correct
 from ._gate import Change, probe, probe_whole, refuse
+from ._inputs import Inputs, count, cut, tensors
 from ._qdq import WEIGHTED, Form, able, decisions, insert_qdq, larger, name_nodes, nodes_of, stacked, unquantized
 from ._sensitivity import layers, most_sensitive, sensitivities
 
@@ -86,7 +87,7 @@ class StaticInt8(Compressor):
         self.float_layers, self.correct_bias = float_layers, correct_bias
         self.aim, self.force = aim, force
 
-    def compress(self, source: Path, path: Path, calibration: Tensor) -> dict[str, Any]:
+    def compress(self, source: Path, path: Path, calibration: Inputs) -> dict[str, Any]:
         """Write the INT8 form of the ONNX file `source` to `path`, calibrated on inputs `[N, ...]`; return what was decided.
 
         Of what is returned, `quantized`, `absorbed` and `left_float` say what became of every node, `notes` what onnxruntime had to remark, `sensitivity`
@@ -112,7 +113,7 @@ class StaticInt8(Compressor):
         if not any(node.op_type in WEIGHTED and node.name not in kept for node in model.graph.node):
             without = f" beside keep_float ({', '.join(self.keep_float)})" if kept else ""
             raise MismatchError(f"{source} has nothing to quantize{without}: no {', '.join(sorted(WEIGHTED))}")
-        probed, notes = self._probed(source, model, inputs[:1], kept)
+        probed, notes = self._probed(source, model, cut(inputs, slice(1)), kept)
         with storage(path):
             told, quantized = self._quantized(model, inputs, reference, kept)
         data = canonical_bytes(quantized)
@@ -122,7 +123,7 @@ class StaticInt8(Compressor):
             "weights": f"int8{', 7 bits used' if self.form.reduce_range else ''}, one scale per {'channel' if self.form.per_channel else 'tensor'}",
             "calibration": self.calibration,
             **({"percentile": self.percentile} if self.calibration == "percentile" else {}),
-            "calibration_examples": len(inputs),
+            "calibration_examples": count(inputs),
             **told,
             "notes": [*notes, *told["notes"], *larger(len(data), source)],
             **({"probe": probed} if probed else {}),
@@ -130,7 +131,7 @@ class StaticInt8(Compressor):
             "file_bytes": len(data),
         }
 
-    def _probed(self, source: Path, model: "ModelProto", example: Tensor, kept: Collection[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    def _probed(self, source: Path, model: "ModelProto", example: Inputs, kept: Collection[str]) -> tuple[list[dict[str, Any]], list[str]]:
         """Ask the gate what the options call for; nothing is timed where they call for nothing, and the same options give the same answer again."""
         found, notes = [], []
         form = self.form
@@ -143,7 +144,7 @@ class StaticInt8(Compressor):
             notes += refuse(found[-1], source.name, "aim: bytes takes it for its size", force=self.force)
         return [one.told() for one in found], notes
 
-    def _quantized(self, model: "ModelProto", inputs: Tensor, reference: Tensor, kept: dict[str, str]) -> tuple[dict[str, Any], "ModelProto"]:
+    def _quantized(self, model: "ModelProto", inputs: Inputs, reference: Tensor, kept: dict[str, str]) -> tuple[dict[str, Any], "ModelProto"]:
         """Return what was decided, and the quantized model."""
         quantizable = able()
         values = float_values(model.graph, quantizable)
@@ -173,15 +174,16 @@ def _changed(form: Form, kept: Collection[str], *, float_ends: bool) -> Change:
     return lambda graph, ranges: insert_qdq(infer_shapes(graph), ranges, form, kept=kept, float_ends=float_ends)[0]
 
 
-def _chosen(given: Tensor, examples: int) -> Tensor:
+def _chosen(given: Inputs, examples: int) -> Inputs:
     """Return `examples` of the calibration inputs, spread evenly over them, or refuse them."""
-    if given.ndim < 2 or len(given) < examples:
-        have = len(given) if given.ndim >= 2 else f"a tensor {list(given.shape)}"
+    if any(one.ndim < 2 for one in tensors(given)) or count(given) < examples:
+        have = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) and given.ndim < 2 else count(given)
         raise DataError(f"calibration needs {examples} inputs [N, ...], and {have} was given: give more, or set examples to what there is")
-    places = torch.arange(examples) * len(given) // examples
-    inputs = given.detach().cpu()[places].contiguous()
-    if not inputs.isfinite().all():
+    places = torch.arange(examples) * count(given) // examples
+    whole = given.detach().cpu() if isinstance(given, Tensor) else {name: value.detach().cpu() for name, value in given.items()}
+    inputs = cut(whole, places)
+    if not all(one.isfinite().all() for one in tensors(inputs)):
         raise DataError("calibration inputs hold numbers that are not finite: ranges cannot be measured on them")
-    if (inputs == inputs[:1]).all():
+    if all((one == one[:1]).all() for one in tensors(inputs)):
         raise DataError(f"all {examples} calibration inputs are the same: ranges cannot be measured on them; give real training inputs")
     return inputs

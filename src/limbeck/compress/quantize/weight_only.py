@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch import Tensor
 
 from limbeck.bridges.onnx import canonical_bytes, load
 from limbeck.compress._method import Compressor
@@ -21,6 +20,7 @@ from ._bits import BLOCKS
 from ._bits_gemm import split_gemms
 from ._bits_nodes import KINDS, Bits, array, flat, held, with_groups
 from ._gate import Probe, probe
+from ._inputs import Inputs, count, cut
 from ._qdq import WEIGHTED, name_nodes, nodes_of, unquantized
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class WeightOnly(Compressor):
         self.convolutions, self.force = convolutions, force
         self.keep_float = tuple(keep_float or ())
 
-    def compress(self, source: Path, path: Path, calibration: Tensor) -> dict[str, Any]:
+    def compress(self, source: Path, path: Path, calibration: Inputs) -> dict[str, Any]:
         """Write the ONNX file `source` with its weights in few bits to `path`; of the inputs `[N, ...]` the first is used, to time it; return what was decided.
 
         Of what is returned, `quantized` and `left_float` say what became of every node with weights, `probe` what it does to the time.
@@ -69,7 +69,7 @@ class WeightOnly(Compressor):
         model, form = load(source), self.form
         unquantized(source, model.graph)
         name_nodes(model.graph)
-        if not len(calibration):
+        if not count(calibration):
             raise DataError("weight_only needs one input to time the file with, and none was given")
         kept = nodes_of(model.graph, self.keep_float)
         split_gemms(model.graph)
@@ -80,7 +80,7 @@ class WeightOnly(Compressor):
             raise MismatchError(f"{source} has no weights to store in {form.bits} bits: {'; '.join(sorted(set(left.values()))) or 'no node with weights'}")
         data, before = canonical_bytes(with_groups(model, form, left)), source.stat().st_size
         notes = self._sized(len(data), before, source)
-        found = self._probed(model, calibration[:1], left, quantized)
+        found = self._probed(model, cut(calibration, slice(1)), left, quantized)
         with storage(path):
             atomic_write(path, data)
         return {
@@ -103,7 +103,7 @@ class WeightOnly(Compressor):
             raise MismatchError(f"{said}; leave it float, or force: true")
         return [f"forced: {said}"]
 
-    def _probed(self, model: "ModelProto", example: Tensor, left: dict[str, str], quantized: "list[NodeProto]") -> list[Probe]:
+    def _probed(self, model: "ModelProto", example: Inputs, left: dict[str, str], quantized: "list[NodeProto]") -> list[Probe]:
         if not any(node.op_type in WEIGHTED for node in quantized):
             return []
         form = self.form
