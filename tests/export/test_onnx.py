@@ -10,6 +10,7 @@ from torch import nn
 
 from limbeck.bridges.onnx_runtime import run
 from limbeck.core.errors import DataError, MismatchError, RecipeError, StorageError
+from limbeck.core.knowledge import Hidden
 from limbeck.core.lookup import check_options, find
 from limbeck.export import parity
 from limbeck.export.onnx import Onnx
@@ -208,3 +209,36 @@ def test_it_is_found_by_name_and_its_option_is_checked():
     for opset in (17, 24):
         with pytest.raises(RecipeError, match=f"18 to 23.*not {opset}"):
             Onnx(opset=opset)
+
+
+class Tokens(nn.Module):
+    """Token ids to a `Hidden`, of which only the tokens that count are seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+
+    def forward(self, input, counted=None):
+        x = self.embed(input)
+        return Hidden(x if counted is None else x * counted[..., None], self.embed.weight, scale=0.5, softcap=2.0)
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_tokens_are_answered_in_rows_of_any_length_heads_multiplied_out(tmp_path, counts):
+    torch.manual_seed(0)
+    model, ids = Tokens(), torch.randint(0, 7, (3, 6))
+    example = {"input": ids, "counted": (ids > 2).long()} if counts else {"input": ids}
+    Onnx().export(model, example if counts else ids, tmp_path / "model.onnx")
+    for length in (6, 2):
+        given = {name: value[:, :length] for name, value in example.items()}
+        want = model(given["input"], **({"counted": given["counted"]} if counts else {})).logits
+        torch.testing.assert_close(run(tmp_path / "model.onnx", given), want, rtol=1e-5, atol=1e-6)
+    dims = [dim.dim_param for dim in onnx.load(tmp_path / "model.onnx").graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["batch", "tokens"]
+
+
+def test_a_file_is_given_the_inputs_that_it_takes(tmp_path):
+    ids = torch.randint(0, 7, (3, 6))
+    Onnx().export(Tokens(), ids, tmp_path / "model.onnx")
+    with pytest.raises(MismatchError, match=r"takes 1 inputs \(input\), and input, counted was given"):
+        run(tmp_path / "model.onnx", {"input": ids, "counted": ids})

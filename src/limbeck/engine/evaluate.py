@@ -12,7 +12,7 @@ from limbeck.core.task import Batch, Split, Task
 
 from .runtime import Runtime
 
-__all__ = ["Predictions", "evaluate", "predict", "scored"]
+__all__ = ["Predictions", "Scored", "evaluate", "predict", "scored"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,20 @@ class Predictions:
     ids: Tensor
     link: Link
     scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model's predictions over a split are worth, row by row: `ids [M]`, `count [M]` of its predictions, and the sum of each score over them, `[M]`."""
+
+    ids: Tensor
+    count: Tensor
+    sums: Mapping[str, Tensor]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean of each score over all predictions."""
+        return {name: (value.sum() / self.count.sum().clamp(min=1)).item() for name, value in self.sums.items()}
 
 
 @torch.no_grad()
@@ -58,16 +72,22 @@ def evaluate(model: nn.Module, task: Task, split: Split, runtime: Runtime, *, ba
 
 
 @torch.no_grad()
-def scored(answer: Callable[[Batch], Knowledge], task: Task, split: Split, *, batch_size: int = 64, device: torch.device | None = None) -> dict[str, float]:
-    """Return the mean of each of the task's scores over a split without keeping an answer, and how many predictions that were, as `predictions`."""
-    sums: dict[str, float] = {}
-    count = 0
+def scored(answer: Callable[[Batch], Knowledge], task: Task, split: Split, *, batch_size: int = 64, device: torch.device | None = None) -> Scored:
+    """Return the sums of the task's scores over each row of a split, without keeping an answer."""
+    ids, counts = list[Tensor](), list[Tensor]()
+    sums: dict[str, list[Tensor]] = {}
     for raw in task.loader(split, batch_size=batch_size, device=device).batches(0):
         batch = task.batch(raw)
-        found = task.scores(answer(batch), batch)
-        sums = {name: sums.get(name, 0.0) + score.sum(dtype=torch.float64).item() for name, score in found.items()}
-        count += next(iter(found.values())).numel()
-    return {name: value / max(count, 1) for name, value in sums.items()} | {"predictions": count}
+        said = answer(batch)
+        found = task.scores(said, batch)
+        rows = len(batch["input"])
+        each = next(iter(found.values())).numel()
+        row = torch.arange(rows).repeat_interleave(each // rows) if said.mask is None else said.mask.nonzero()[:, 0].cpu()
+        ids.append(batch["id"].cpu() if "id" in batch else torch.arange(rows) + sum(map(len, ids)))
+        counts.append(torch.bincount(row, minlength=rows))
+        for name, score in found.items():
+            sums.setdefault(name, []).append(torch.zeros(rows, dtype=torch.float64).index_add_(0, row, score.cpu().double()))
+    return Scored(torch.cat(ids), torch.cat(counts), {name: torch.cat(parts) for name, parts in sums.items()})
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from limbeck.core.errors import DataError, MismatchError
 
-__all__ = ["Interval", "McNemar", "Ratio", "bootstrap_ratio", "holm", "mcnemar", "paired_p", "paired_t", "wilson"]
+__all__ = ["Interval", "McNemar", "Ratio", "bootstrap_ratio", "by_rows", "holm", "mcnemar", "paired_p", "paired_t", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,30 @@ def paired_t(differences: ArrayLike, confidence: float = 0.95) -> Interval:
     mean, n = float(values.mean()), len(values)
     reach = float(stdtrit(n - 1, (1 + _confidence(confidence)) / 2)) * float(values.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - reach, mean + reach, n)
+
+
+def by_rows(sums: ArrayLike, counts: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the mean of predictions that come in rows, m = sum s_i / sum n_i, with Student's interval of rows that are drawn and predictions that are not.
+
+    m -+ t(M-1) sqrt(M / (M-1) sum (s_i - m n_i)^2) / sum n_i for `sums` s and `counts` n `[M]`, the ratio estimator's (Cochran, "Sampling Techniques",
+    3rd ed. 1977, eq. 6.13); for two models on the same rows s is the difference of theirs.
+
+    Raises:
+        DataError: fewer than two rows, a number that is not finite, or no prediction at all.
+
+    >>> found = by_rows([1.0, 2.0, 3.0], [1, 1, 1])
+    >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3), found.n
+    (2.0, -0.484, 4.484, 3)
+    """
+    from scipy.special import stdtrit
+
+    s, n = _finite("sums", sums, 2), _finite("counts", counts, 2)
+    if not n.sum() > 0:
+        raise DataError("there is no prediction in these rows: nothing can be averaged")
+    mean, rows = float(s.sum() / n.sum()), len(s)
+    spread = math.sqrt(rows / (rows - 1) * float(((s - mean * n) ** 2).sum())) / float(n.sum())
+    reach = float(stdtrit(rows - 1, (1 + _confidence(confidence)) / 2)) * spread
+    return Interval(mean, mean - reach, mean + reach, rows)
 
 
 def paired_p(differences: ArrayLike) -> float:

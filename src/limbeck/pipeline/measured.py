@@ -8,6 +8,7 @@ import torch
 
 from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
+from limbeck.core.errors import MismatchError
 from limbeck.core.events import Listener, Note, StageStarted
 from limbeck.core.files import digest, read_json, write_json
 from limbeck.measure.latency import ModelFile, measure_files
@@ -103,7 +104,12 @@ def _file(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], name: st
     if len(inputs := inputs_of(model)) > 1:
         return f"its latency is not measured: a {type(model).__name__} takes {', '.join(inputs)}, and an exported file one input"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lookup.build("export", "onnx", {}).export(model, example_of(artifact.spec), path)
+    try:
+        lookup.build("export", "onnx", {}).export(model, example_of(artifact.spec), path)
+    except MismatchError as error:
+        if artifact.spec["builder"] != "hf":  # of another library's architectures not each can be said in ONNX
+            raise
+        return f"its latency is not measured: {error}"
     return path
 
 

@@ -62,7 +62,7 @@ def example_of(spec: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return two rows of what a model takes: zeros, and of what it is told beside (which tokens count, say) ones."""
     return {
         name: torch.full((2, *spec["in_shape"]), int(name != "input"), dtype=getattr(torch, kind))
-        for name, kind in spec.get("takes", {"input": "float32"}).items()
+        for name, kind in sorted(spec.get("takes", {"input": "float32"}).items(), key=lambda one: one[0] != "input")
     }
 
 

@@ -25,13 +25,16 @@ from limbeck.engine.plan import Training
 from limbeck.measure.answers import numbers, yes_or_no
 from limbeck.measure.fidelity import fidelity
 from limbeck.measure.size import macs, parameters, weights_left
+from limbeck.measure.statistics import by_rows
 from limbeck.models.exits import Exits
+from limbeck.tasks._text_samples import samples
+from limbeck.tasks.language import Language
 
 from .anytime import Heard
 from .modules import taken, takes
 
 __all__ = [
-    "Publication", "choose", "metrics_of_test", "place", "publish_module", "publish_players", "real_batch", "seal_with_proof",
+    "Publication", "choose", "metrics_of_test", "place", "publish_module", "publish_players", "real_batch", "seal_with_proof", "seen",
     "training_metrics",
 ]  # fmt: skip
 
@@ -122,7 +125,6 @@ def publish_module(
 
     The chosen weights stay loaded; returns the metrics.
     """
-    facts = task.facts()
     best, last = choose(model, fitted, plan, player)
     example = real_batch(task, 1, device)
     operations = macs(model, example["input"], ask=lambda asked: task.forward(asked, example).main)
@@ -138,14 +140,20 @@ def publish_module(
                 assert newest is not None, "a finished training has a checkpoint"
                 shutil.copytree(newest, folder / "checkpoint" / newest.name)
             fill(folder)
-        with torch.no_grad():
-            link = task.forward(model, example).main.link
-        seen: dict[str, Any] = {"link": link} if link != "softmax" else {}  # what a spec does not say is softmax
-        seen |= {"takes": told_of} if (told_of := takes(taken(task, model, example))) else {}
-        seen |= {"in_shape": list(facts.in_shape), "classes": facts.classes, "class_names": list(facts.class_names), "preprocess": dict(facts.preprocess)}
-        heard = Heard(task, model) if isinstance(model, Exits) and link == "softmax" else partial(task.forward, model)
-        seal_with_proof(told, folder, task, heard, "module", "model.safetensors", {**how, **seen}, metrics, device)
+        about = seen(task, model, example)
+        heard = Heard(task, model) if isinstance(model, Exits) and "link" not in about else partial(task.forward, model)
+        seal_with_proof(told, folder, task, heard, "module", "model.safetensors", {**how, **about}, metrics, device)
     return metrics
+
+
+@torch.no_grad()
+def seen(task: Task, model: nn.Module, example: Batch) -> dict[str, Any]:
+    """Return what a spec says of the data that a model was made for, and of how it is asked; softmax and one input of real numbers go without saying."""
+    facts, link = task.facts(), task.forward(model, example).main.link
+    found: dict[str, Any] = {"link": link} if link != "softmax" else {}
+    found |= {"takes": inputs} if (inputs := takes(taken(task, model, example))) else {}
+    shape: dict[str, Any] = {"in_shape": list(facts.in_shape), "classes": facts.classes, "class_names": list(facts.class_names)}
+    return found | shape | {"preprocess": dict(facts.preprocess)}
 
 
 def seal_with_proof(
@@ -156,8 +164,7 @@ def seal_with_proof(
     golden = _golden(real_batch(task, GOLDEN, device), answer)
     save_file(golden, folder / "golden.safetensors")
     if "test" in task.splits() and golden["outputs"].ndim > 2:  # tokens: their logits would fill a disk
-        found = scored(answer, task, "test", device=device)
-        metrics |= {f"test_{name}": value for name, value in found.items()} | ({"test_perplexity": math.exp(found["loss"])} if "loss" in found else {})
+        metrics |= _of_tokens(folder, task, answer, device)
     elif "test" in task.splits():
         if isinstance(answer, Heard):
             answer.forget()
@@ -173,6 +180,23 @@ def seal_with_proof(
     write_json(folder / "lineage.json", dict(told.lineage))
     (folder / "recipe.yaml").write_text(told.recipe)
     seal(folder, name=told.name, kind=kind, model=model, stage_hash=told.stage_hash, spec=spec, metrics=metrics)
+
+
+def _of_tokens(folder: Path, task: Task, answer: Callable[[Batch], Knowledge], device: torch.device | None) -> dict[str, Any]:
+    """What answers to tokens are worth: scores by row are kept, of a causal model also what it writes."""
+    found = scored(answer, task, "test", device=device)
+    save_file({"ids": found.ids, "count": found.count, **found.sums}, folder / "rows.safetensors")
+    metrics: dict[str, Any] = {f"test_{name}": value for name, value in found.means.items()} | {"predictions": int(found.count.sum())}
+    if "loss" in found.sums:
+        metrics["test_perplexity"] = math.exp(metrics["test_loss"])
+        if len(found.ids) > 1:
+            told = by_rows(found.sums["loss"].numpy(), found.count.numpy())
+            metrics |= {"test_loss_low": told.low, "test_loss_high": told.high}
+        size = task.facts().preprocess.get("bytes", {}).get("test")
+        metrics |= {"test_bits_per_byte": float(found.sums["loss"].sum()) / math.log(2) / size} if size else {}
+    if isinstance(task, Language):
+        write_json(folder / "samples.json", {"samples": samples(answer, task.made, "test", device)})
+    return metrics
 
 
 def metrics_of_test(said: Predictions, teacher: Tensor | None) -> dict[str, Any]:

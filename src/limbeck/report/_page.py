@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from limbeck.core import VERSION
 
-from . import _compression, _exits, _lifelong, _plots, _story, _synthetic, _tables
+from . import _compression, _exits, _lifelong, _plots, _samples, _story, _synthetic, _tables
 from ._chart import key_mark
 from ._format import DASH, duration, times, times_span
 from ._run import MEANING, Run
@@ -58,6 +58,7 @@ def context(run: Run) -> dict[str, Any]:
         "ratios": _ratios(run),
         "compressed": _compression.compressed(run),
         "synthetic": _synthetic.sheets(run),
+        "beginnings": _samples.beginnings(run),
         "stages": _tables.stages(run),
         "parity": _tables.parity(run),
         "yaml": record.recipe_yaml.strip("\n"),

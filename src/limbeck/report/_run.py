@@ -13,7 +13,7 @@ from limbeck.core.errors import ArtifactError
 from limbeck.core.files import read_json
 
 from ._players import of_player, players
-from ._schema import Epoch, ExitsFile, FidelityFile, HistoryFile, MeasurementFile, Metrics, Pair, Ratio, RunFile
+from ._schema import Epoch, ExitsFile, FidelityFile, HistoryFile, MeasurementFile, Metrics, Pair, Ratio, RowPair, RowsFile, RunFile, SamplesFile
 
 ROLES = {"teacher": "Teacher", "alone": "Alone", "student": "Distilled", "shipped": "Exported", "int8": "INT8"}
 MEANING = {
@@ -50,6 +50,8 @@ class Run:
     measurement: MeasurementFile | None
     exits: dict[str, ExitsFile] = field(default_factory=dict)
     players: dict[str, Metrics] = field(default_factory=dict)
+    rows: RowsFile = field(default_factory=RowsFile)
+    samples: dict[str, SamplesFile] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> list[Model]:
@@ -87,6 +89,17 @@ class Run:
             if (pair.a, pair.b) == (b.stage, a.stage):
                 low, high = (None if end is None else -end for end in (pair.high, pair.low))
                 return Pair(a=pair.b, b=pair.a, a_only=pair.b_only, b_only=pair.a_only, p=pair.p, difference=-pair.difference, low=low, high=high)
+        return None
+
+    def row_pair(self, a: Model | None, b: Model | None) -> RowPair | None:
+        """The difference of the mean losses of a and b, turned round where the file has b against a."""
+        if a is None or b is None:
+            return None
+        for pair in self.rows.pairs:
+            if (pair.a, pair.b) == (a.stage, b.stage):
+                return pair
+            if (pair.a, pair.b) == (b.stage, a.stage):
+                return RowPair(a=pair.b, b=pair.a, difference=-pair.difference, low=-pair.high, high=-pair.low, rows=pair.rows)
         return None
 
     def ratio(self, a: Model | None, b: Model | None, quantity: str) -> Ratio | None:
@@ -181,5 +194,7 @@ def read(out: Path) -> Run:
         fidelity=_parse(file, FidelityFile) if (file := out / "fidelity.json").exists() else None,
         measurement=_parse(file, MeasurementFile) if (file := out / "measurement.json").exists() else None,
         exits={stage: _parse(file, ExitsFile) for stage, folder in folders.items() if (file := folder / "exits.json").exists()},
+        rows=_parse(file, RowsFile) if (file := out / "rows.json").exists() else RowsFile(),
+        samples={stage: _parse(file, SamplesFile) for stage, folder in folders.items() if (file := folder / "samples.json").exists()},
         players={f"{stage}.{player}": _parse(file, Metrics) for stage, folder in folders.items() for player, file in players(folder).items()},
     )

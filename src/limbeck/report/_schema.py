@@ -52,6 +52,13 @@ class Metrics(_Record):
     parity_sqnr_db: float | None = None
     parity_inputs: Count | None = None
     steady: bool | None = None
+    test_loss: float | None = None
+    test_loss_low: float | None = None
+    test_loss_high: float | None = None
+    test_perplexity: Amount | None = None
+    test_bits_per_byte: float | None = None
+    test_accuracy: Fraction | None = None
+    predictions: Count | None = None
 
 
 class Roles(_Record):
@@ -157,6 +164,38 @@ class FidelityFile(_Record):
     class_names: list[str | int] = []
     models: dict[str, Faithful] = {}
     pairs: list[Pair] = []
+
+
+class RowPair(_Record):
+    """The mean loss of a minus that of b on the same tokens, in nats; the interval is over rows."""
+
+    a: str
+    b: str
+    difference: float
+    low: float
+    high: float
+    rows: Count
+
+
+class RowsFile(_Record):
+    """`rows.json`."""
+
+    split: str = "test"
+    pairs: list[RowPair] = []
+
+
+class Sample(_Record):
+    """A beginning, what a model wrote after it, and what the text goes on with."""
+
+    prompt: str
+    written: str
+    text: str
+
+
+class SamplesFile(_Record):
+    """`stages/NAME/samples.json`."""
+
+    samples: list[Sample] = []
 
 
 class Ratio(_Record):

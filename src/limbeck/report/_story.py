@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from ._format import chance, decimals, percent, percent_span, points, points_span, size, times, times_span
 from ._run import Model, Run
-from ._schema import Pair, Ratio
+from ._schema import Pair, Ratio, RowPair
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,9 @@ def _main(run: Run, model: Model) -> Markup:
 
 
 def _unjudged(model: Model) -> Markup:
+    if model.metrics.test_perplexity is not None and model.metrics.predictions:
+        perplexity, tokens = strong(f"{model.metrics.test_perplexity:.4g}"), f"{model.metrics.predictions:,}"
+        return Markup("has a perplexity of {} on {} test tokens").format(perplexity, tokens)
     if model.metrics.examples:
         return Markup("was tested on {} examples by the figures of its own task, which its metrics.json holds").format(strong(f"{model.metrics.examples:,}"))
     if model.metrics.validation_accuracy is None:
@@ -131,6 +134,8 @@ def _against(value: float, places: int) -> Markup:
 def _gain(run: Run) -> Markup | None:
     """What distillation added, said plainly where it added nothing."""
     student, alone = run.role("student"), run.role("alone")
+    if (pair := run.row_pair(student, alone)) is not None and alone is not None and alone.metrics.test_perplexity is not None:
+        return _gain_of_tokens(pair, alone.metrics.test_perplexity)
     found = difference(run, student, alone)
     if found is None:
         return None
@@ -145,6 +150,18 @@ def _gain(run: Run) -> Markup | None:
     if pair.low > 0:
         return Markup("Distillation helped: {} against the same student alone ({}).").format(told, span)
     return Markup("Distillation gave {} against the same student alone ({}), too little to tell from chance here.").format(told, span)
+
+
+def _gain_of_tokens(pair: RowPair, alone: float) -> Markup:
+    told = strong(f"{pair.difference:+.4f} nats a token")
+    against = Markup("against the same student alone, whose perplexity is {} (95% CI over {} rows {:+.4f} to {:+.4f})").format(
+        f"{alone:.4g}", f"{pair.rows:,}", pair.low, pair.high
+    )
+    if pair.difference >= 0:
+        return Markup("Distillation did not help: {} {}.").format(told, against)
+    if pair.high >= 0:
+        return Markup("Distillation gave {} {}, too little to tell from chance here.").format(told, against)
+    return Markup("Distillation helped: {} {}.").format(told, against)
 
 
 def _int8(run: Run) -> Markup | None:

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ._chart import bar
-from ._format import amount, decimals, duration, percent, percent_span, points, significant, size, times, times_span
+from ._format import DASH, amount, decimals, duration, percent, percent_span, points, significant, size, times, times_span
 from ._run import Model, Run
 from ._schema import Metrics
 from ._story import shrink
@@ -90,6 +90,13 @@ def quality(run: Run) -> Table:
         metrics, n = model.metrics, run.examples(model)
         return Cell() if metrics.errors is None else Cell(f"{metrics.errors:,}", f"of {n:,}" if n else "")
 
+    def loss(model: Model) -> Cell:
+        metrics = model.metrics
+        if metrics.test_loss is None or metrics.test_perplexity is None:
+            return Cell()
+        low, high = metrics.test_loss_low, metrics.test_loss_high
+        return Cell(f"{metrics.test_loss:.4f}", "" if low is None or high is None else f"{low:.4f}{DASH}{high:.4f}")
+
     columns: dict[str, Fill] = {
         "Accuracy": share("accuracy"),
         "Errors": errors,
@@ -97,6 +104,10 @@ def quality(run: Run) -> Table:
         "KL to the teacher": _figure("kl_to_teacher", significant),
         "Negative log-likelihood": _figure("nll", significant),
         "Calibration error (ECE)": _figure("ece", percent),
+        "Perplexity": _figure("test_perplexity", significant),
+        "Loss, nats a token": loss,
+        "Bits a byte": _figure("test_bits_per_byte", significant),
+        "Right token": _figure("test_accuracy", percent),
     }
     return _table(run, [model for model in run.models if any(fill(model).text for fill in columns.values())], columns)
 
