@@ -1,0 +1,51 @@
+"""What one training step takes: its time, and the most memory that it holds at once."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Step", "step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """`seconds`: the quicker of two passes after one that warms up; `peak_bytes`: the most that torch held at once beyond what it held before."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def step(run: Callable[[], object], forget: Callable[[], object], device: "torch.device") -> Step:
+    """Run a step four times, what it left (gradients) forgotten after each: to warm up, twice by the clock, once with every allocation counted."""
+    import torch
+
+    def timed() -> float:
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken = time.perf_counter() - began
+        forget()
+        return taken
+
+    timed()
+    seconds = min(timed(), timed())
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        timed()
+        return Step(seconds, torch.cuda.max_memory_allocated(device) - before)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watched:
+        run()
+    forget()
+    results: Any = watched.profiler  # the events' sizes have no public name
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results.kineto_results.events() if event.name() == "[memory]")
+    live = top = 0
+    for _, change in changes:
+        live += change
+        top = max(top, live)
+    return Step(seconds, top)
