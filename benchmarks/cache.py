@@ -1,4 +1,4 @@
-"""The cached teacher against its bars: `python benchmarks/cache.py [epoch] [size] [store] [--pairs 12] [--records 1000000]`.
+"""The cached teacher against its bars: `python benchmarks/cache.py [epoch] [size] [store] [language] [--pairs 12] [--records 1000000]`.
 
 `epoch`  one epoch of a student taught by a store (KD at weight 0.9, the labels at 0.1; shifted images, 2 views) over one of the same student with no teacher at
          all, in alternating pairs in one process; beside it the same with the frozen teacher itself. The store is opened, and every byte of it verified, before
@@ -8,6 +8,11 @@
          processes at a time read random batches of 256, page cache warm: milliseconds by the clock and of the processor, and resident memory by
          /proc/self/smaps_rollup. Mapped pages are shared with the system's cache and with each other; `private` is what the process alone holds. Readers come
          with numpy alone, and as `Cached`, with torch, whose import is in `before`.
+`language`  (LIMBECK_DATA) what a GPT says of tiny Shakespeare, with the models and data of recipes/shakespeare.yaml, the teacher as it begins or that of
+         --teacher FOLDER, an artifact: bytes a token of whole stores, every file counted; errors in nats on a sample; the largest difference of exact states
+         from the teacher's own; and the time of a training step of the student with each store (the divergence and half the labels in one pass), and with
+         the teacher itself, over one with no teacher, in turns within a round: medians over rounds, 95% bootstrap intervals, of the processor and by the
+         clock. For a body that is large beside the head: --wide, a student of dim 320.
 """
 
 import argparse
@@ -26,19 +31,24 @@ import numpy as np
 import torch
 
 from limbeck.core.events import silent
-from limbeck.core.knowledge import Dense, Knowledge
+from limbeck.core.knowledge import Dense, Knowledge, Reads
 from limbeck.core.objective import Term
 from limbeck.engine.loop import fit
 from limbeck.engine.plan import ConstantRate, Sgd, Training
 from limbeck.engine.runtime import Runtime
 from limbeck.measure.statistics import bootstrap_ratio
 from limbeck.models.cnn import CNN
+from limbeck.models.gpt import GPT
 from limbeck.models.mlp import MLP
+from limbeck.objectives.response.divergence import DivergenceKD
 from limbeck.objectives.response.kd import KD
 from limbeck.objectives.supervised import Supervised
+from limbeck.pipeline.modules import load
 from limbeck.pipeline.recorded import record
 from limbeck.schemes.offline import Offline
+from limbeck.tasks._tokens import BPE
 from limbeck.tasks.image import Image
+from limbeck.tasks.language import Language
 from limbeck.teachers._store_columns import Recording, columns
 from limbeck.teachers._store_writer import writing
 from limbeck.teachers.cached import Cached
@@ -108,9 +118,11 @@ print(json.dumps({
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["epoch", "size", "store", []])
+    parser.add_argument("what", nargs="*", choices=["epoch", "size", "store", "language", []])
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--teacher", type=Path)
+    parser.add_argument("--wide", action="store_true")
     parser.add_argument("--student", choices=sorted(STUDENTS), action="append")
     arguments = parser.parse_args()
     shutil.rmtree(PLACE, ignore_errors=True)
@@ -122,6 +134,8 @@ def main() -> None:
         say(size(k))
     if "store" in wanted:
         say(store(arguments.records))
+    if "language" in wanted:
+        language(arguments.pairs, arguments.teacher, arguments.wide)
     shutil.rmtree(PLACE)
 
 
@@ -247,6 +261,72 @@ def store(records: int) -> dict[str, Any]:
         ]
         found[f"readers_{kind}"] = [json.loads(reader.communicate()[0]) for reader in readers]
     return found
+
+
+def language(rounds: int, teacher: Path | None, wide: bool) -> None:
+    task = Language(data="tinyshakespeare", root=os.environ["LIMBECK_DATA"], tokenizer=BPE(size=1024), context=128)
+    torch.manual_seed(0)
+    body = GPT((128,), 1024, dim=192, depth=6, heads=6).eval() if teacher is None else load(teacher).eval()
+    ways: dict[str, Any] = {
+        "hidden float32": {"kind": "hidden", "dtype": "float32"}, "hidden bfloat16": {"kind": "hidden"}, "hidden int8": {"kind": "hidden", "dtype": "int8"},
+        "top 64": {"kind": "topk", "k": 64, "temperature": 1.0}, "50 samples": {"kind": "samples", "count": 50},
+    }  # fmt: skip
+    stores = {name: record(body, task, PLACE / name.replace(" ", "-"), keep=keep) for name, keep in ways.items()}
+    for name, folder in stores.items():
+        header = json.loads((folder / "store.json").read_text())
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        found = {
+            "benchmark": "language",
+            "kept": name,
+            "tokens": header["records"],
+            "bytes_a_token": size / header["records"],
+            "nats": header["measured"]["nats"],
+        }
+        say(found | {"bar": {"top 64": 400}.get(name)})
+    frozen, cached = Frozen(body), Cached(stores["hidden float32"])
+    for one in (frozen, cached):
+        one.prepare(Reads(), task)
+    shown = list(task.loader("train", batch_size=7, seed=5, views=1).batches(0))[:40]
+    gaps = [float((cached(one).answer.states - frozen(one).answer.states).abs().max()) for one in shown]  # pyright: ignore[reportAttributeAccessIssue]
+    say({"benchmark": "language", "kept": "hidden float32", "largest_difference_of_a_state": max(gaps), "tokens": sum(one["input"].numel() for one in shown)})
+    say(steps(rounds, task, {name: stores[name] for name in ("hidden bfloat16", "top 64", "50 samples")}, body, wide))
+
+
+def steps(rounds: int, task: Language, stores: dict[str, Path], body: torch.nn.Module, wide: bool) -> dict[str, Any]:
+    size: dict[str, Any] = {"dim": 320 if wide else 80, "depth": 4, "heads": 4}
+
+    def made(teacher: Any, terms: list[Term]) -> Any:
+        torch.manual_seed(1)
+        loader = task.loader("train", batch_size=16, views=None if teacher is None else 1)
+        scheme = Offline(GPT((128,), 1024, **size), teacher, terms, task, next(loader.batches(0)))
+        step = torch.optim.AdamW(scheme.parameters(), lr=1e-3)
+        shown = (batch for number in range(1000) for batch in loader.batches(number))
+
+        def run() -> tuple[float, float]:
+            batch = next(shown)
+            start, cpu = time.perf_counter(), time.process_time()
+            step.zero_grad()
+            scheme(batch).loss.backward()
+            step.step()
+            return time.perf_counter() - start, time.process_time() - cpu
+
+        return run
+
+    ways = {"alone": made(None, [Term(Supervised())])}
+    ways |= {name: made(Cached(folder), [Term(DivergenceKD(hard=0.5))]) for name, folder in stores.items()}
+    ways["the teacher itself"] = made(Frozen(body), [Term(DivergenceKD(hard=0.5))])
+    took: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for number in range(rounds + 2):
+        for way in ways if number % 2 else reversed(ways):
+            one = ways[way]()
+            if number > 1:  # warm
+                took[way].append(one)
+    found: dict[str, Any] = {"benchmark": "language", "student": size, "rounds": rounds, "threads": torch.get_num_threads(), "bar": 1.05}
+    for way in [way for way in ways if way != "alone"]:
+        for place, clock in enumerate(("wall", "cpu")):
+            ratio = bootstrap_ratio([one[place] for one in took[way]], [one[place] for one in took["alone"]])
+            found[f"{way}, {clock}"] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high}
+    return found | {"step_cpu_ms": {way: 1000 * statistics.median(one[1] for one in times) for way, times in took.items()}, "loadavg": os.getloadavg()[0]}
 
 
 if __name__ == "__main__":

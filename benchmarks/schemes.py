@@ -1,8 +1,10 @@
 """Each way of distilling against its own baseline: the same recipe with several seeds, and the paired difference of two of its stages.
 
     LIMBECK_DATA=... python benchmarks/schemes.py RECIPE [RECIPE ...] [--seeds 5] [--pairs student:alone] [--metric accuracy] [--set a.b=c] [--jobs 1]
+        [--reseed STAGE ...]
 
-A built-in recipe, or a file, runs once for each seed, from the teacher on, without latency; a run that stands is reused, a killed one goes on. A pair `a:b`
+A built-in recipe, or a file, runs once for each seed, from the teacher on, without latency; a run that stands is reused, a killed one goes on. With `--reseed`
+only these stages have a seed of their own each time, and all others, the teacher for one, are made once. A pair `a:b`
 asks by how much stage a is above stage b in a metric of the test split, in points where it is a share: the mean over the seeds with Student's 95% interval of
 the paired differences, and how many seeds agree. The settings of a recipe were chosen on its validation split with one seed.
 """
@@ -26,13 +28,21 @@ def main() -> None:
     parser.add_argument("--pairs", default="student:alone")
     parser.add_argument("--metric", default="accuracy")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--reseed", nargs="+", default=[])
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-schemes"))
     arguments = parser.parse_args()
     if arguments.seeds < 2:
         parser.error("an interval needs two seeds or more")
+    if arguments.reseed and arguments.jobs > 1:
+        parser.error("what is made once is made by one job: leave --jobs out beside --reseed")
     for recipe in arguments.recipes:
-        calls = [(recipe, seed, arguments.set, arguments.out / Path(recipe).stem / f"seed{seed}") for seed in range(arguments.seeds)]
+        place = arguments.out / Path(recipe).stem
+        if arguments.reseed:
+            own = [[f"stages.{stage}.reseed={seed}" for stage in arguments.reseed] for seed in range(arguments.seeds)]
+            calls = [(recipe, 0, [*arguments.set, *sets], place / "shared") for sets in own]
+        else:
+            calls = [(recipe, seed, arguments.set, place / f"seed{seed}") for seed in range(arguments.seeds)]
         runs = every(one_seed, calls, arguments.jobs)
         pairs = [pair.split(":") for pair in arguments.pairs.split(",")]
         stages = {stage: [run[stage][arguments.metric] for run in runs] for stage in runs[0] if all(arguments.metric in run[stage] for run in runs)}

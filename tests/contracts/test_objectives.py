@@ -103,10 +103,12 @@ def leaves(knowledge: Knowledge | None) -> list[Tensor]:
 
 
 def labels(objective: Objective, n: int = N) -> dict[str, Tensor]:
-    """A batch with what the objective reads of it: a graph's edges are a ring."""
+    """A batch with what the objective reads of it: a graph's edges are a ring, a text is one token, the same on both sides."""
+    byte = {"starts": torch.zeros(n, dtype=torch.int64), "ends": torch.ones(n, dtype=torch.int64)}
+    text = {**byte, **{f"teacher_{name}": value for name, value in byte.items()}, "teacher_label": torch.arange(n) % C, "twins": torch.arange(C).expand(n, C)}
     ring = {"edge_index": torch.stack([torch.arange(n).repeat(2), torch.cat([(torch.arange(n) + 1) % n, (torch.arange(n) - 1) % n])])}
     needs = objective.needs
-    return {"id": torch.arange(n), **({"label": torch.arange(n) % C} if needs.labels else {}), **{name: ring[name] for name in needs.fields}}
+    return {"id": torch.arange(n), **({"label": torch.arange(n) % C} if needs.labels else {}), **{name: (ring | text)[name] for name in needs.fields}}
 
 
 def bound(kind: str, *, teacher_shapes: Mapping[str, tuple[int, ...]] = LARGE, start: int = 0, **how: Any) -> tuple[Objective, Knowledge, Knowledge | None]:

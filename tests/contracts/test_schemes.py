@@ -6,6 +6,7 @@ found in the folder; a missing row fails one test, which says how to add it.
 
 import copy
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class Stepping:
     `options` of the scheme, or how to make them in a folder; `objectives` as a recipe writes them; `teacher` and `transfer` likewise, the teacher of a frozen
     CNN where it asks for a model; `student` as a recipe writes a model; `source`, which makes in a folder the artifact that the scheme draws from.
     `task` as a recipe writes it, of three classes and 192 training examples, where the scheme is not for images.
+    `teaches` is the model of a frozen teacher as a recipe writes it, and `answers` how many classes there are, where the scheme is not for images.
     `still` says which parameters of a phase's player get no gradient, by the beginnings of their names.
     """
 
@@ -54,7 +56,9 @@ class Stepping:
     student: Mapping[str, Any] | None = None
     source: Callable[[Path], Artifact] | None = None
     still: tuple[str, ...] = ()
-    task: Mapping[str, Any] | None = None
+    task: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None = None
+    teaches: Mapping[str, Any] | None = None
+    answers: int = 3
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,20 @@ def codistilling(folder: Path) -> Mapping[str, Any]:
     return {"folder": str(folder / "shared"), "name": "a", "peers": ["b", "c"], "every": 5, "patience": 2}
 
 
+def sums(folder: Path) -> Mapping[str, Any]:
+    """Prompts and completions, 192 to train on."""
+    lines = [{"prompt": f"{at % 9}+{at % 7}=", "completion": str(at % 9 + at % 7)} for at in range(240)]
+    (folder / "sums.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    told = {"tokenizer": {"kind": "bytes"}, "context": 8, "packing": "padded", "validation": 0.2, "test": 0}
+    return {"kind": "language", "data": "jsonl", "root": str(folder / "sums.jsonl"), **told}
+
+
+def writing(options: Mapping[str, Any], objectives: tuple[Mapping[str, Any], ...]) -> Stepping:
+    """A student that writes, of a scheme for language models."""
+    small, large = {"kind": "gpt", "dim": 8, "depth": 1, "heads": 2, "dropout": 0.1}, {"kind": "gpt", "dim": 12, "depth": 1, "heads": 2}
+    return Stepping(options, objectives, {"kind": "frozen"}, student=small, task=sums, teaches=large, answers=257)
+
+
 STEPPING: dict[str, Stepping] = {
     "offline": Stepping({}, (KD, {"kind": "adversarial.logit_discriminator", "hidden": 8, "loss": "wgan_gp", "rounds": 2}, SUPERVISED), {"kind": "frozen"}),
     "mutual": Stepping({"peers": [{"kind": "cnn", "width": 3}, {"kind": "mlp", "widths": [6]}]}),
@@ -89,6 +107,8 @@ STEPPING: dict[str, Stepping] = {
     "chunker": Stepping(
         {}, (SUPERVISED,), student={"kind": "recurrent", "width": 4}, task={"kind": "lag", "lag": 1, "examples": 192, "validation": 48, "test": 60}
     ),
+    "minillm": writing({"alpha": 0.3, "tokens": 3}, (SUPERVISED,)),
+    "on_policy": writing({"share": 0.5}, ({"kind": "response.divergence", "divergence": "jsd"}, SUPERVISED)),
     "inversion": Stepping({"rounds": 3, "student_steps": 2, "bank": 64}, (KD,), {"kind": "frozen"}),
 }
 PLAIN = {"kind": "train", "model": {"kind": "mlp", "widths": [8]}, "epochs": 2}
@@ -128,12 +148,12 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return build("tasks", "image", {"data": "npz", "root": str(path), "validation": 0.2, "augment": [{"kind": "shift", "pixels": 1}]})
 
 
-def model(told: Mapping[str, Any], in_shape: tuple[int, ...] = (1, 6, 6)) -> nn.Module:
-    return build("models", told["kind"], {key: value for key, value in told.items() if key != "kind"}, in_shape=in_shape, classes=3)
+def model(told: Mapping[str, Any], in_shape: tuple[int, ...] = (1, 6, 6), classes: int = 3) -> nn.Module:
+    return build("models", told["kind"], {key: value for key, value in told.items() if key != "kind"}, in_shape=in_shape, classes=classes)
 
 
 def student(row: Stepping, in_shape: tuple[int, ...] = (1, 6, 6)) -> nn.Module:
-    return model(row.student or {"kind": "cnn", "width": 4}, in_shape)
+    return model(row.student or {"kind": "cnn", "width": 4}, in_shape, row.answers)
 
 
 def part(slot: str, told: Mapping[str, Any], *args: Any) -> Any:
@@ -166,7 +186,8 @@ class Example:
 
     def _teacher(self, learner: nn.Module) -> Teacher:
         assert self.row.teacher is not None
-        given = {"model": model({"kind": "cnn", "width": 6}), "models": [model({"kind": "cnn", "width": 6}), model({"kind": "mlp"})], "student": learner}
+        wise = model({"kind": "cnn", "width": 6}) if self.row.teaches is None else model(self.row.teaches, self.task.facts().in_shape, self.row.answers)
+        given = {"model": wise, "models": [model({"kind": "cnn", "width": 6}), model({"kind": "mlp"})], "student": learner}
         asked = inspect.signature(find("teachers", self.row.teacher["kind"])).parameters
         return part("teachers", self.row.teacher, *(value for name, value in given.items() if name in asked))
 
@@ -183,7 +204,8 @@ stepping = pytest.mark.parametrize("kind", STEPPING)
 @pytest.fixture
 def example(kind: str, task: Task, tmp_path: Path) -> Example:
     row = STEPPING[kind]
-    return Example(kind, row, task if row.task is None else part("tasks", row.task), tmp_path)
+    told = row.task(tmp_path) if callable(row.task) else row.task
+    return Example(kind, row, task if told is None else part("tasks", told), tmp_path)
 
 
 def batch_of(example: Example) -> Batch:
@@ -268,7 +290,8 @@ def test_what_ships_runs_alone_and_the_student_is_among_it(example: Example) -> 
     for player, module in shipped.items():
         alone = copy.deepcopy(module).eval()
         expected[player] = example.task.forward(alone, batch).main.logits
-        assert expected[player].shape == (PLAN.batch_size, 3) and expected[player].isfinite().all()
+        assert expected[player].shape[0] == PLAN.batch_size and expected[player].shape[-1] == example.row.answers
+        assert expected[player].isfinite().all()
     fresh = example.scheme()
     for player, module in fresh.shipped().items():
         module.load_state_dict(shipped[player].state_dict())

@@ -157,7 +157,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_every_part_is_in_the_schema_with_all_its_options():
     for slot in lookup.SLOTS:
         cases = {case["title"]: case for case in SCHEMA["$defs"][slot]["oneOf"]}
-        assert set(cases) == {*lookup.names(slot), "python:package.module:name"}
+        assert set(cases) == {*lookup.names(slot), "python:package.module:name", *(["hf:NAME_OR_PATH"] if slot == "models" else [])}
         for name in lookup.names(slot):
             known = lookup.options(lookup.find(slot, name))
             assert set(known) <= set(cases[name]["properties"])

@@ -115,8 +115,10 @@ def test_a_classifier_of_sentences_is_exported_with_its_padding(tmp_path: Path) 
         (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
     task = {"kind": "text", "data": "tsv", "root": str(tmp_path), "tokenizer": {"kind": "bytes"}, "context": 24}
     model = {"kind": "encoder", "vocabulary": 260, "dim": 16, "depth": 1, "heads": 2, "pool": "mean"}
+    hidden = {**task, "kind": "masked", "packing": "padded"}
     stages = {
-        "student": {"kind": "train", "model": model, **FIT, "epochs": 3},
+        "pretrained": {"kind": "train", "task": hidden, "model": {**model, "vocabulary": None}, **FIT, "epochs": 1},
+        "student": {"kind": "train", "model": model, "init": "pretrained", **FIT, "epochs": 3},
         "shipped": {"kind": "export", "of": "student"},
         "int8": {"kind": "quantize", "of": "shipped", "method": {"kind": "static_int8", "examples": 40, "force": True}, "min_agreement": 0.5, "min_sqnr_db": 1},
     }
@@ -124,6 +126,37 @@ def test_a_classifier_of_sentences_is_exported_with_its_padding(tmp_path: Path) 
     tree = {"name": "mood", "task": task, "stages": stages, "measure": {"seconds": 0.1}}
     run = run_recipe(tree, out=tmp_path / "run", listener=heard.append)
     metrics = {name: stage["metrics"] for name, stage in run.stages.items()}
+    begins = [event.text for event in heard if isinstance(event, Note) and "tensors of pretrained" in event.text]
+    assert begins[0].endswith("fresh are head.weight, head.bias")
     assert metrics["shipped"]["accuracy"] == metrics["student"]["accuracy"] > 0.9
     assert all("latency_ms_p50" in one for one in metrics.values())
     assert not [event for event in heard if isinstance(event, Note) and "not measured" in event.text]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"kind": "attention.transformer", "hidden": {"blocks.*": "blocks.*"}, "attention": {"blocks.*.attention.softmax": "blocks.*.attention.softmax"}},
+        {"kind": "attention.minilm", "relations": {f"blocks.0.attention.{one}": f"blocks.2.attention.{one}" for one in ("query", "key", "value")}, "heads": 4},
+        {"kind": "feature.cosine", "layers": {"norm": "norm"}},
+        {"kind": "feature.patient", "layers": {"blocks.0": "blocks.2"}},
+    ],
+    ids=lambda one: one["kind"],
+)
+@pytest.mark.parametrize("kind", ["masked", "text"])
+def test_encoders_learn_layer_by_layer_padding_left_out(tmp_path: Path, kind: str, objective: dict[str, Any]) -> None:
+    """TinyBERT's, MiniLM's, DistilBERT's and PKD's knowledge, of masked tokens and of sentences."""
+    lines = [f"{'good ' * (1 + at % 4)}film\t{at % 2}" for at in range(60)]
+    (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
+    task = {"kind": kind, "data": "tsv", "root": str(tmp_path), "tokenizer": {"kind": "bytes"}, "context": 16}
+    of = {"kind": "encoder", "heads": 2, "attention": "open", **({"vocabulary": 260} if kind == "text" else {})}
+    masked = {} if objective["kind"] == "feature.patient" else {"mask": "attention"}
+    stages = {
+        "teacher": {"kind": "train", "model": {**of, "dim": 16, "depth": 3}, **FIT, "epochs": 1},
+        "student": {
+            "kind": "distill", "teacher": {"kind": "frozen", "of": "teacher"}, "model": {**of, "dim": 8, "depth": 1}, **FIT, "epochs": 1,
+            "objectives": [{**objective, **masked}, {"kind": "supervised"}],
+        },
+    }  # fmt: skip
+    run = run_recipe({"name": "layers", "task": task, "stages": stages, "measure": {"latency": False}}, out=tmp_path / "run", listener=silent)
+    assert math.isfinite(run.stages["student"]["metrics"]["validation_loss"])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core.errors import DataError, LimbeckError, MismatchError, RecipeError
-from limbeck.core.knowledge import Knowledge, Needs
+from limbeck.core.knowledge import Dense, Knowledge, Needs
 from limbeck.core.lookup import build, find
 from limbeck.core.objective import Objective, Term
 from limbeck.core.schedule import Linear
@@ -209,6 +209,39 @@ def test_a_scalar_weighs_as_the_batch_s_count(batch: tuple[Tensor, Tensor]) -> N
     losses = Offline(student, None, [2 * Batchwise()])(batch)
     torch.testing.assert_close(losses.sums["student"], 12 * student(batch[0]).var(0).mean())
     torch.testing.assert_close(losses.loss, 2 * student(batch[0]).var(0).mean())
+
+
+class ByRow(Objective):
+    """The mean square of a row's logits: one number per example, of however many predictions."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(teacher=None)
+
+    def bind(self, student: Knowledge, teacher: Knowledge | None, task: Task, facts: Facts | None) -> None: ...
+
+    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
+        return student.main.logits.square().flatten(1).mean(1)
+
+
+class Rows(Classify):
+    """Each of three places of a row is a prediction, but those whose label is 9."""
+
+    def batch(self, raw: Any) -> Batch:
+        return {"input": raw[0], "label": raw[1]}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
+        return Knowledge({"main": Dense(model(batch["input"]))}, mask=batch["label"] != 9)
+
+
+def test_a_loss_of_a_whole_example_counts_once_for_each_of_its_predictions() -> None:
+    student = net(4, 5, 3)
+    x, y = torch.randn(4, 3, 4), torch.tensor([[0, 1, 2], [0, 9, 9], [9, 9, 9], [1, 1, 9]])
+    whole = Offline(student, None, [ByRow()], task=Rows())((x, y))
+    by_hand = (student(x).square().flatten(1).mean(1) * torch.tensor([3.0, 1.0, 0.0, 2.0])).sum()
+    torch.testing.assert_close(whole.sums["student"], by_hand)
+    parts = [Offline(student, None, [ByRow()], task=Rows())((x[rows], y[rows])) for rows in (slice(0, 1), slice(1, 4))]
+    torch.testing.assert_close(whole.sums["student"], sum(part.sums["student"] for part in parts))
 
 
 def test_a_batch_of_one_is_refused_where_examples_are_compared(batch: tuple[Tensor, Tensor]) -> None:

@@ -107,3 +107,20 @@ def test_framed_pieces_stand_between_begin_and_end() -> None:
     fields = framed([np.array([5, 6], np.int32), np.array([7, 8, 9], np.int32)], 5, begin=1, eos=2, pad=0)
     assert fields["input"].tolist() == [[1, 5, 6, 2, 0], [1, 7, 8, 9, 2]]
     assert torch.equal(fields["attention"], fields["input"] != 0)
+
+
+@every
+@pytest.mark.parametrize("context", [3, 7, 50])
+def test_a_token_tells_its_document_and_its_place_in_whatever_row(packing: Any, side: Any, context: int) -> None:
+    given = sequences([5, 1, 9, 3, 3], unlearnt=1)
+    rows = packed(given, context, packing, PAD, side, first=40)
+    inside = rows.document >= 0
+    assert torch.equal(inside, rows.place >= 0)
+    assert torch.equal(inside, rows.input != PAD)
+    for token, wanted, document, place in zip(rows.input[inside], rows.label[inside], rows.document[inside], rows.place[inside], strict=True):
+        own = given[int(document) - 40].tokens
+        assert own[place] == token
+        if wanted != IGNORED and place + 1 < len(own):
+            assert own[place + 1] == wanted
+    pairs = list(zip(rows.document[inside].tolist(), rows.place[inside].tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs), "no token is there twice"

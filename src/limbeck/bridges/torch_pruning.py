@@ -17,7 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from limbeck.core.errors import MissingDependency
+from limbeck.core.errors import MismatchError, MissingDependency
 
 __all__ = ["Coupling", "Port", "couplings"]
 
@@ -51,11 +51,18 @@ def couplings(model: nn.Module, ask: Ask) -> list[Coupling]:
 
     Raises:
         MissingDependency: torch-pruning is not installed.
+        MismatchError: a model in which it loses its way.
     """
     library = _library()
     traced = copy.deepcopy(model).requires_grad_(True)
-    with torch.enable_grad():
-        graph = library.DependencyGraph().build_dependency(traced, {}, forward_fn=partial(_answers, ask), verbose=False)
+    try:
+        with torch.enable_grad():
+            graph = library.DependencyGraph().build_dependency(traced, {}, forward_fn=partial(_answers, ask), verbose=False)
+    except TypeError as error:  # channels that it cannot count, such as those that rotary positions divide
+        raise MismatchError(
+            f"torch-pruning cannot follow the channels of {type(model).__name__} ({error}): a language model is made narrower by prune.width, and less deep by "
+            "prune.layers"
+        ) from None
     _correct(graph, library)
     names = {module: path for path, module in traced.named_modules()}
     parameters = {id(parameter): name for name, parameter in traced.named_parameters()}

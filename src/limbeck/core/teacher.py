@@ -15,9 +15,9 @@ __all__ = ["Teacher", "as_teacher"]
 class Teacher(Clocked, ABC):
     """Whoever says what the student should match: a frozen model, several, a store, a server, the student's own past.
 
-    What assembly hands to a teacher's constructor is told by the name of its one positional parameter: `model`, the model of one stage; `models`, those of
-    several; `student`, the student itself; `store`, the folder of what a model said once; nothing where there is none. A model of the teacher's own that
-    moves is a submodule, without a parameter that requires a gradient, so that checkpoints hold it; one that stands still is none.
+    What assembly hands to a teacher's constructor is told by the name of its positional parameter: `model`, the model of one stage; `models`, those of several;
+    `student`, the student itself; `store`, the folder of what a model said once; and `partner`, the transfer set's second task; nothing where there is none. A
+    model of its own that moves is a submodule, without a parameter that requires a gradient, so that checkpoints hold it; one that stands still is none.
     """
 
     reads_student: bool = False

@@ -14,8 +14,8 @@ __all__ = ["Transfer"]
 class Transfer(ABC):
     """On which inputs the student is taught.
 
-    A constructor with a positional parameter `source` is handed the opened artifact of the stage that the recipe names by `of`; one with `partner`, the second
-    task that it names by `partner`.
+    A constructor with a positional parameter `source` is handed the opened artifact of the stage that the recipe names by `of`; one with `writer`, that stage's
+    model, and with `folder` where to keep what it writes; one with `partner`, the second task that it names by `partner`.
     """
 
     @abstractmethod

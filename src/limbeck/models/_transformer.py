@@ -34,6 +34,11 @@ class Past:
         self._seen = (key, value) if self._seen is None else (torch.cat([self._seen[0], key], 2), torch.cat([self._seen[1], value], 2))
         return self._seen
 
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows of what was read, `[M]`; a row may come several times."""
+        if self._seen is not None:
+            self._seen = (self._seen[0].index_select(0, rows), self._seen[1].index_select(0, rows))
+
 
 class Attention(nn.Module):
     """Self-attention, by torch's fused kernels, or in the open: `softmax` then gives the probabilities `[N, h, T, S]` and reads the scores.

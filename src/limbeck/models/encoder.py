@@ -75,8 +75,7 @@ class Encoder(nn.Module):
         self.embed_norm = nn.LayerNorm(dim, eps=1e-5)
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(dim, heads, hidden, norm=norm, dropout=dropout, how=attention) for _ in range(depth))
-        self._ends = ends(depth)
-        for name in self._ends.values():
+        for name in ends(depth).values():
             self.add_module(name, nn.Identity())
         self.norm = nn.LayerNorm(dim, eps=1e-5) if norm == "pre" else nn.Identity()
         self.transform = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim, eps=1e-5)) if vocabulary is None else None
@@ -100,10 +99,11 @@ class Encoder(nn.Module):
         x = self.embed(input) + self.position(torch.arange(length, device=input.device))
         x = self.drop(self.embed_norm(x))
         allowed = None if attention is None else attention.bool()[:, None, None, :]
+        places = ends(len(self.blocks))
         for index, block in enumerate(self.blocks, 1):
             x = block(x, allowed)
-            if index in self._ends:
-                x = self.get_submodule(self._ends[index])(x)
+            if index in places:
+                x = self.get_submodule(places[index])(x)
         x = self.norm(x)
         if self.head is None:
             assert self.transform is not None

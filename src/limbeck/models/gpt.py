@@ -69,8 +69,8 @@ class GPT(nn.Module):
         self.position = nn.Embedding(self.context, dim) if positions == "learned" else None
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(dim, heads, hidden, norm="pre", dropout=dropout, how=attention) for _ in range(depth))
-        self._ends, self._width = ends(depth), dim // heads
-        for name in self._ends.values():
+        self._width = dim // heads
+        for name in ends(depth).values():
             self.add_module(name, nn.Identity())
         self.norm = nn.LayerNorm(dim, eps=1e-5)
         self.head = None if tied else nn.Linear(dim, classes, bias=False)
@@ -116,20 +116,20 @@ class GPT(nn.Module):
         if not (math.isfinite(temperature) and temperature >= 0) or (top_k is not None and not 1 <= top_k <= self.embed.num_embeddings):
             raise RecipeError(f"temperature is {temperature:g} and top_k {top_k}; 0 or more, and 1 to {self.embed.num_embeddings} of the vocabulary")
         seen = torch.ones_like(prompt) if segment is None else segment
-        every = torch.cat([seen, seen.new_ones(count, tokens)], 1)
-        position = _within(every)
-        pasts = [Past() for _ in self.blocks]
+        read = self.reading(torch.cat([seen, seen.new_ones(count, tokens)], 1))
         done = torch.zeros(count, dtype=torch.bool, device=prompt.device)
         made, new = prompt, prompt
-        for end in range(length, length + tokens):
-            start = end - new.shape[1]
-            states = self._read(new, every[:, start:end], every[:, :end], position[:, start:end], pasts)
-            drawn = _drawn(self._said(states[:, -1]).logits.float(), temperature, top_k, generator)
+        for _ in range(tokens):
+            drawn = _drawn(read(new).logits.float(), temperature, top_k, generator)
             new = drawn[:, None] if eos is None else drawn.masked_fill(done, eos)[:, None]
             if eos is not None:
                 done = done | (new[:, 0] == eos)
             made = torch.cat([made, new], 1)
         return made
+
+    def reading(self, segment: Tensor) -> "_Reading":
+        """Return a reading of rows piece by piece, each token once: `segment [N, T]` of all that may come, 0 where it is padding."""
+        return _Reading(self, segment)
 
     def _said(self, states: Tensor) -> Hidden:
         return Hidden(states, (self.embed if self.head is None else self.head).weight)
@@ -150,11 +150,34 @@ class GPT(nn.Module):
             x = x + self.position(position)
         x = self.drop(x)
         turned = rotation(position, self._width) if self.position is None else None
+        places = ends(len(self.blocks))
         for index, block in enumerate(self.blocks, 1):
             x = block(x, allowed, True, turned, None if pasts is None else pasts[index - 1])
-            if index in self._ends:
-                x = self.get_submodule(self._ends[index])(x)
+            if index in places:
+                x = self.get_submodule(places[index])(x)
         return self.norm(x)
+
+
+class _Reading:
+    """What a GPT has read of some rows, keys and values kept; what it is asked about carries no gradient where its caller records none."""
+
+    def __init__(self, model: GPT, segment: Tensor) -> None:
+        self._model, self._segment, self._position = model, segment, _within(segment)
+        self._pasts = [Past() for _ in model.blocks]
+        self._end = 0
+
+    def __call__(self, tokens: Tensor) -> Hidden:
+        """Read the next tokens `[N, L]` and say what comes after the last of them, `[N]` predictions."""
+        start, self._end = self._end, self._end + tokens.shape[1]
+        new, seen = slice(start, self._end), slice(0, self._end)
+        states = self._model._read(tokens, self._segment[:, new], self._segment[:, seen], self._position[:, new], self._pasts)
+        return self._model._said(states[:, -1])
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows, `[M]`; a row may come several times."""
+        self._segment, self._position = self._segment.index_select(0, rows), self._position.index_select(0, rows)
+        for past in self._pasts:
+            past.take(rows)
 
 
 def _within(segment: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from limbeck.core.task import Loader, Task
 from limbeck.core.transfer import Transfer
 
 from .recipe import DistillStage, TrainStage
-from .resolve import make_drawing, make_scheme, make_teacher
+from .resolve import make_drawing, make_scheme, make_teacher, partner_of
 
 __all__ = ["Assembled", "assemble", "micro_batch"]
 
@@ -39,11 +39,15 @@ def assemble(
     seed: int,
     sources: Mapping[str, Artifact] | None = None,
     store: Path | None = None,
+    writer: nn.Module | None = None,
+    written: Path | None = None,
     rank: int = 0,
     world: int = 1,
     device: torch.device | None = None,
 ) -> Assembled:
     """Put a stage's parts together; `models` are those of its teacher's stages, `sources` the artifacts that transfer set and scheme draw from, by stage.
+
+    `writer` is the model that writes the transfer set, and `written` the folder of what it wrote, where it does.
 
     Raises:
         RecipeError, MismatchError, DataError: parts that do not fit, or an epoch without a batch.
@@ -51,8 +55,8 @@ def assemble(
     if stage.early_stopping and "validation" not in task.splits():
         raise MismatchError("early_stopping watches the validation split, and there is none: set the task's `validation` above 0, or leave early_stopping out")
     drawn = sources or {}
-    teacher = make_teacher(stage.teacher, models, student, store) if isinstance(stage, DistillStage) else None
-    transfer: Transfer = make_drawing("transfer", stage.transfer, task, drawn.get(stage.transfer.of or ""))
+    teacher = make_teacher(stage.teacher, models, student, store, partner_of(stage.transfer, task)) if isinstance(stage, DistillStage) else None
+    transfer: Transfer = make_drawing("transfer", stage.transfer, task, drawn.get(stage.transfer.of or ""), writer=writer, folder=written)
     how: dict[str, Any] = {} if teacher is None or teacher.views is None else {"views": teacher.views}
     size = micro_batch(stage, world)
     loader = transfer.loader(task, batch_size=size, seed=seed, rank=rank, world=world, device=device, **how)

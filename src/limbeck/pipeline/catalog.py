@@ -16,7 +16,7 @@ from limbeck.core import lookup
 from limbeck.core.errors import RecipeError, did_you_mean
 from limbeck.core.lookup import wanted
 
-from .recipe import CompressStage, DistillStage, Drawing, ExportStage, ObjectiveSpec, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, builtin
+from .recipe import CompressStage, DistillStage, Drawing, ExportStage, GivenStage, ObjectiveSpec, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, builtin
 
 __all__ = ["Entry", "OptionLine", "PartPage", "describe", "parts", "recipes", "schema"]
 
@@ -25,6 +25,7 @@ _PLACES: dict[tuple[type[BaseModel], str], str] = {
     (Recipe, "task"): "tasks",
     (Drawing, "partner"): "tasks",
     **{(stage, field): slot for stage in (TrainStage, DistillStage) for field, slot in _TRAINED.items()},
+    (GivenStage, "model"): "models",
     (DistillStage, "teacher"): "teachers",
     (ExportStage, "format"): "export",
     (CompressStage, "method"): "compress",
@@ -211,9 +212,9 @@ def schema() -> dict[str, Any]:
     for slot in lookup.SLOTS:
         beside = known[name_of(_BESIDE[slot])] if slot in _BESIDE else {}
         cases = [_case(slot, name, known[name_of(options[slot, name])], found[slot, name], beside) for name in lookup.names(slot)]
-        slots[slot] = {"oneOf": [*cases, _users_own(beside)]}
+        slots[slot] = {"oneOf": [*cases, *(_shortened(case) for case in cases if (slot, case["title"]) == ("models", "hf")), _users_own(beside)]}
     tasks = [case["properties"] for case in slots["tasks"]["oneOf"][:-1]]
-    for stage in (TrainStage, DistillStage):
+    for stage in (TrainStage, DistillStage, GivenStage):
         known[name_of(stage)]["properties"]["task"]["properties"] = _any_of(tasks)
     top = known[name_of(Recipe)]
     _tagged(known)
@@ -237,6 +238,12 @@ def _case(slot: str, name: str, options: Mapping[str, Any], part: Any, beside: M
         "required": ["kind", *_required(beside), *options.get("required", ())],
         "additionalProperties": bool(options.get("additionalProperties", False)),
     }
+
+
+def _shortened(case: Mapping[str, Any]) -> dict[str, Any]:
+    """A model of transformers by `kind: hf:NAME_OR_PATH`, which says what it is made of."""
+    properties = {name: value for name, value in case["properties"].items() if name != "of"} | {"kind": {"type": "string", "pattern": "^hf:."}}
+    return {**case, "title": "hf:NAME_OR_PATH", "properties": properties, "required": [name for name in case["required"] if name != "of"]}
 
 
 def _users_own(beside: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.bridges.vocabulary import differ
 from limbeck.compress.prune.gradual import Gradual
 from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
@@ -19,15 +20,18 @@ from limbeck.core.task import Task
 from limbeck.engine.loop import optimizers, steps_per_epoch
 from limbeck.engine.runtime import Runtime
 from limbeck.measure.size import parameters
+from limbeck.models._as_hf import as_hf
 from limbeck.schemes._checks import compares
 
 from .assemble import assemble
+from .brought import brought
 from .compressed import method_of
-from .grown import grown
+from .grown import begun, grown
 from .learnt import objectives_of
 from .modules import inputs_of, load
+from .pretrained import lasting, leaves_folder, remarks
 from .recipe import ChooseStage, CompressStage, DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage, load_recipe
-from .resolve import full, graph_part, make_model, make_tasks, model_spec, partner_of
+from .resolve import full, graph_part, make_model, make_tasks, model_spec, partner_of, reads_as_partner, writes
 
 __all__ = ["check", "check_recipe", "check_room"]
 
@@ -66,15 +70,23 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
             if isinstance(stage, TrainStage):
                 runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
                 facts = tasks[name].facts()
-                how[name] = how.get(stage.init, {}) if stage.init else model_spec(stage.model, facts) | {"class_names": facts.class_names}  # pyright: ignore[reportArgumentType]
-                models[name] = _of(models, stage.init) if stage.init else make_model(how[name])
+                if stage.model is not None:
+                    how[name] = model_spec(stage.model, facts) | {"class_names": facts.class_names}
+                    models[name] = make_model(how[name])
+                    said += [f"stage {name}: {begun(models[name], _of(models, stage.init), stage.init)}"] if stage.init else []
+                else:
+                    how[name], models[name] = how.get(stage.init, {}), _of(models, str(stage.init))
                 if how[name]:  # a player's is known when it has run
                     models[name], how[name] = grown(models[name], how[name], facts)
                 _check_inputs(name, stage, tasks[name], tasks, given)
                 _check_selection(recipe, name, stage)
                 first, *more = _trains(recipe, name, stage, tasks[name], models, given, listener)
                 said += [f"stage {name}: {first} on {spec.devices} x {runtime.fabric.device.type}", *(f"stage {name}: {line}" for line in more)]
-            elif isinstance(stage, GivenStage):
+            elif isinstance(stage, GivenStage) and stage.model is not None:
+                models[name] = brought(stage.model, tasks[name])
+                how[name] = lasting(models[name], model_spec(stage.model, tasks[name].facts()))
+                said += [f"stage {name}: {stage.model.kind}, {parameters(models[name]):,} parameters, as it comes", *remarks(models[name])]
+            elif isinstance(stage, GivenStage) and stage.path is not None:
                 given[name] = Artifact.open(stage.path)
                 models[name], how[name] = load(stage.path), given[name].spec
                 said.append(f"stage {name}: the {given[name].kind} {given[name].name} of {stage.path.parent.parent}")
@@ -97,7 +109,7 @@ def check_recipe(recipe: Recipe, tasks: Mapping[str, Task], listener: Listener) 
                         "input: leave the stage out, or export a model that takes the input alone"
                     )
                 lookup.build("export", part.kind, part.options)
-                models[name] = source
+                models[name] = as_hf(source) if leaves_folder(part) else source
                 said.append(f"stage {name}: {stage.of} as {part.kind}")
             elif isinstance(stage, QuantizeStage):
                 part = graph_part("compress", stage.method)
@@ -137,16 +149,47 @@ _FAR = 0.05
 
 def _check_inputs(name: str, stage: TrainStage, task: Task, tasks: Mapping[str, Task], given: Mapping[str, Artifact]) -> None:
     """Refuse a teacher that is asked about inputs prepared otherwise than those that it was trained on."""
+    if stage.transfer.of is not None and writes(stage.transfer):
+        writer = stage.transfer.of.partition(".")[0]
+        seen = given[writer].spec.get("preprocess", {}) if writer in given else tasks[writer].facts().preprocess
+        if told := differ(seen, task.facts().preprocess):
+            raise MismatchError(
+                f"the writer {stage.transfer.of} of stage {name} and its task have other vocabularies, {told}: what it writes would spell something else; "
+                "give both one tokenizer, or teach token by token with objectives.sequence.uld"
+            )
     if not isinstance(stage, DistillStage) or (stage.teacher.options.get("input", "input") != "input" and stage.transfer.partner is None):
         return
-    asked = (partner_of(stage.transfer, task) or task).facts().preprocess
+    partner, own = partner_of(stage.transfer, task), reads_as_partner(stage.teacher)
+    asked = (partner or task).facts().preprocess
+    words = asked if own or stage.teacher.options.get("input", "input") != "input" else task.facts().preprocess
+    if own and partner is None:
+        return  # which making the teacher says
+    if own and differ(words, task.facts().preprocess):
+        _check_own(name, stage)
     for one in stage.teacher.stages:
         first = one.partition(".")[0]
         seen = given[first].spec.get("preprocess", {}) if first in given else tasks[first].facts().preprocess
+        if told := differ(seen, words):
+            raise MismatchError(
+                f"the teacher {one} of stage {name} and the text it is asked about have other vocabularies, {told}: give both one tokenizer, or let each read "
+                "its own, transfer: {kind: retokenized, partner: the teacher's task}, teacher: {kind: own_tokens, of: ...}, with objectives.sequence.uld or "
+                "sequence.aligned"
+            )
         if key := _differs(seen, asked):
             raise MismatchError(
                 f"the teacher {one} of stage {name} was trained on inputs with {key} {seen[key]!r}, and is asked about inputs with {key} {asked[key]!r}: "
                 "give both the same task (a stage's `task` adds to the recipe's; an option is taken back by `null`)"
+            )
+
+
+def _check_own(name: str, stage: DistillStage) -> None:
+    """Refuse an objective that compares class by class what two vocabularies know."""
+    for spec in stage.objectives:
+        kind = lookup.full_name("objectives", spec.kind)
+        if kind.startswith("response."):
+            raise MismatchError(
+                f"{kind} of stage {name} compares class by class, and student and teacher have other vocabularies: take objectives.sequence.uld (by rank) or "
+                "objectives.sequence.aligned (by bytes)"
             )
 
 
@@ -172,9 +215,10 @@ def _trains(
     teachers = [_of(models, one) for one in stage.teacher.stages] if isinstance(stage, DistillStage) else []
     for slot, drawing in (("transfer", stage.transfer), ("schemes", stage.scheme)):
         full(slot, Part(kind=drawing.kind, **drawing.options))
-        if drawing.of is not None and drawing.of not in given:
+        if drawing.of is not None and drawing.of not in given and not (slot == "transfer" and writes(stage.transfer)):
             return [f"{stage.kind} {parameters(models[name]):,} parameters for {stage.epochs} epochs, put together when {drawing.of} has run"]
-    made = assemble(name, stage, models[name], teachers, task, seed=recipe.seed, sources=given, world=recipe.runtime.devices)
+    writer = _of(models, stage.transfer.of) if stage.transfer.of and writes(stage.transfer) else None
+    made = assemble(name, stage, models[name], teachers, task, seed=recipe.seed, sources=given, writer=writer, world=recipe.runtime.devices)
     scheme = made.scheme
     optimizers(scheme, stage)
     steps = steps_per_epoch(made.loader, stage)

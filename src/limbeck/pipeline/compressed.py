@@ -120,7 +120,7 @@ def compress_stage(
     kind, method = method_of(stage.method)
     runtime = Runtime(accelerator=accelerator)
     seed_everything(seed)
-    model, spec = load_module(source).to(runtime.device), {key: value for key, value in source.spec.items() if key != "packed"}
+    model, spec = load_module(source).to(runtime.device), {key: value for key, value in source.spec.items() if key not in ("packed", "format")}
     with atomic_folder(told.target) as folder:
         if isinstance(method, Surgery):
             done = _operate(kind, method, model, spec.get("changes", ()), bench_of(task, runtime, seed))

@@ -20,22 +20,27 @@ from limbeck.core.knowledge import Dense, Knowledge, Reads, TopK
 from limbeck.core.objective import Term
 from limbeck.core.schedule import Clock, at
 from limbeck.core.tap import eagerly
-from limbeck.core.task import Batch, Task
+from limbeck.core.task import Batch, Loader, Task
 from limbeck.core.teacher import Teacher
+from limbeck.engine.loop import steps_per_epoch
+from limbeck.measure.step import step
 from limbeck.objectives.supervised import Supervised
 from limbeck.schemes.offline import Offline
+from limbeck.tasks._text_task import RowsTask
 from limbeck.teachers._rehearsed import Rehearsed
 from limbeck.teachers.cached import Cached
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.frozen import Frozen
 
 from . import _ailments as ailments
+from . import _ailments_text as of_text
 from ._ailments import Finding
 from .assemble import assemble
 from .check import check_recipe
+from .grown import begun
 from .modules import load
 from .recipe import DistillStage, GivenStage, Recipe, TrainStage, load_recipe, parents
-from .resolve import make_model, make_tasks, model_spec, stage_hashes
+from .resolve import make_model, make_tasks, model_spec, stage_hashes, writes
 
 __all__ = ["Finding", "dry", "examine"]
 
@@ -77,6 +82,9 @@ def examine(
         try:
             read, *more = ({name: value.to(device) for name, value in scheme.task.batch(raw).items()} for raw in (batch, *sample))
             scheme.bind(read)
+            if of_text.of_tokens(read):
+                found.extend(_tokens(scheme, read))
+                read, *more = (of_text.few_rows(one, len(names or ()) or 1 << 16) for one in (read, *more))
             given = [value for optimizer in optimizers for group in optimizer.param_groups for value in group["params"]]
             held = {id(value) for value in given or chain.from_iterable(scheme.players().values())}
             found.extend(_teacher(scheme, read, more or [read], trained, names))
@@ -118,15 +126,18 @@ def _stage(
         return load(there[one].path) if one in there else models[one]
 
     facts = task.facts()
-    student = of(stage.init) if stage.init else make_model(model_spec(stage.model, facts))  # pyright: ignore[reportArgumentType]
+    student = of(str(stage.init)) if stage.model is None else make_model(model_spec(stage.model, facts))
+    if stage.model is not None and stage.init is not None:
+        begun(student, of(stage.init), stage.init)
     asked = stage.teacher.stages if isinstance(stage, DistillStage) else []
     drawn = [one for one in (stage.transfer.of, stage.scheme.of) if one]
     if missing := [one for one in (*drawn, *asked) if one not in there and one not in models]:
         return student, [Finding("fine", "stages", f"it takes from {missing[0]}, which is not there yet: run it, then check again")]
     sources = {one: there[one] for one in drawn if one in there}
-    if len(sources) < len(drawn):
+    if len(sources) < len(drawn) and not writes(stage.transfer):
         return student, [Finding("fine", "stages", f"it draws from {drawn[0]}, which is not there yet: run it, then check again")]
-    made = assemble(name, stage, student, [of(one) for one in asked], task, seed=recipe.seed, sources=sources, world=recipe.runtime.devices)
+    writer = of(stage.transfer.of) if stage.transfer.of and writes(stage.transfer) else None
+    made = assemble(name, stage, student, [of(one) for one in asked], task, seed=recipe.seed, sources=sources, writer=writer, world=recipe.runtime.devices)
     scheme, first = made.scheme, next(iter(made.loader.batches(0)))
     if not isinstance(scheme, Offline):
         return scheme.shipped()["student"], [
@@ -139,9 +150,48 @@ def _stage(
         )
         for one in awaited
     ]
-    return scheme.shipped()["student"], told + examine(
-        scheme, first, _sample(task) if facts.labelled else (), epochs=stage.epochs, trained=not awaited, names=facts.class_names
-    )
+    told += examine(scheme, first, _sample(task) if facts.labelled else (), epochs=stage.epochs, trained=not awaited, names=facts.class_names)
+    if not any(one.level == "fault" for one in told):
+        told.append(_price(scheme, first, stage, made.loader))
+    return scheme.shipped()["student"], told
+
+
+def _price(scheme: Offline, first: object, stage: TrainStage, loader: Loader) -> Finding:
+    """What the training will take, by one batch of it: an estimate, for another machine or another load takes another time."""
+    device = next((one.device for one in scheme.student.parameters()), torch.device("cpu"))
+    with _unchanged(scheme):
+        batch = {name: value.to(device) for name, value in scheme.task.batch(first).items()}
+        scheme.train()
+
+        def forget() -> None:
+            for value in scheme.parameters():
+                value.grad = None
+
+        with torch.enable_grad():
+            found = step(lambda: sum(scheme(batch).sums.values(), torch.zeros((), device=device)).backward(), forget, device)
+    learning = sum(value.numel() * value.element_size() for value in scheme.parameters() if value.requires_grad)
+    kept = learning * (2 if stage.optimizer.kind.startswith("adam") else 1)
+    batches = steps_per_epoch(loader, stage) * stage.accumulate
+    seconds = found.seconds * batches * stage.epochs
+    text = f"about {_clock(seconds)} for {batches} batches of {stage.epochs} epochs, validation apart (a batch takes {found.seconds * 1000:.3g} ms here now)"
+    return Finding("fine", "price", f"an estimate: {text}; a step holds {_size(found.peak_bytes)} at its peak, and the optimizer {_size(kept)} all the time")
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"
+
+
+def _tokens(scheme: Offline, batch: Batch) -> Iterator[Finding]:
+    """What is looked at of language modelling alone, in the whole batch."""
+    yield from of_text.shift_of_labels(batch)
+    vocabulary = scheme.task.made.vocabulary if isinstance(scheme.task, RowsTask) else None
+    roles = {} if vocabulary is None else vocabulary.roles
+    yield from of_text.padded(batch, roles.get("pad", roles.get("eos")))
+    yield from of_text.ended(batch, roles.get("eos"))
 
 
 def _sample(task: Task) -> Iterator[Batch]:
@@ -226,6 +276,8 @@ def _teacher(scheme: Offline, batch: Batch, sample: Sequence[Batch], trained: bo
     yield from ailments.steady(said.main.logits, again.main.logits, half)
     yield from ailments.form("teacher", said.main, mixed=isinstance(scheme.teacher, Ensemble) or sparse)
     yield from ailments.constant("teacher", said.features)
+    if of_text.of_tokens(batch) and trained and said.main.logits.ndim == 3:
+        yield from of_text.shift_of_answers(said.main.logits, batch)
     sample = [batch] if isinstance(scheme.teacher, Cached) else sample  # of others it knows nothing
     looks_at = {teacher.input for _, teacher in _frozen(scheme.teacher)}
     if not all(looks_at <= set(one) for one in sample):
@@ -275,12 +327,13 @@ def _compared(scheme: Offline, sample: Sequence[Batch], names: Sequence[str] | N
     with torch.no_grad(), eagerly():
         for batch in sample:
             student, teacher = task.forward(scheme.student, batch), _spread(_told(scheme, batch))
-            if teacher.main.classes != student.main.classes or teacher.main.link != "softmax" or teacher.main.logits.ndim != 2:
+            tokens = of_text.of_tokens(batch)  # of which the scores are those that count
+            if teacher.main.classes != student.main.classes or teacher.main.link != "softmax" or (teacher.main.logits.ndim != 2 and not tokens):
                 return
             mask = slice(None) if student.mask is None else student.mask
             classes = teacher.main.classes
-            theirs.append(task.scores(teacher, batch)[metric][mask].float().cpu())
-            ours.append(task.scores(student, batch)[metric][mask].float().cpu())
+            theirs.append(task.scores(teacher, batch)[metric][... if tokens else mask].float().cpu())
+            ours.append(task.scores(student, batch)[metric][... if tokens else mask].float().cpu())
             labels.append(batch["label"][mask].cpu())
             answers.append(teacher.main.logits.argmax(-1)[mask].cpu())
     told = [str(one) for one in range(classes)] if names is None else names

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from limbeck.core.scheme import Scheme
 from limbeck.core.task import Batch, Loader, Split, Task
 from limbeck.core.teacher import Teacher, as_teacher
 from limbeck.engine.checkpoint import seed_everything
-from limbeck.engine.evaluate import predict
+from limbeck.engine.evaluate import predict, scored
 from limbeck.engine.loop import Work, fit
 from limbeck.engine.plan import Training
 from limbeck.engine.runtime import Accelerator, Runtime
@@ -30,6 +31,7 @@ from limbeck.teachers.cached import Cached
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.frozen import Frozen
 
+from .pretrained import lasting
 from .publish import Publication, choose, metrics_of_test, publish_module, training_metrics
 
 __all__ = ["Result", "distill"]
@@ -139,7 +141,7 @@ def distill(
         key = digest(known | {"training": plan.model_dump(mode="json", exclude={"epochs", "keep"})})
         work = Work(folder / "work" / f"student-{key[:12]}", folder / "logs")
         fitted = fit(scheme, task, loader, plan, runtime, work=work, listener=listener, stage="student")
-        how = {"builder": None, "class": f"{type(student).__module__}.{type(student).__qualname__}"}
+        how = lasting(student, {"builder": None, "class": f"{type(student).__module__}.{type(student).__qualname__}"})
         told = Publication(folder / "student", "student", key, known, "")
         metrics = publish_module(told, plan, task, shipped, how, fitted, work.checkpoints, runtime.device)
         metrics |= _tested(task, shipped, asked, runtime.device)
@@ -246,6 +248,8 @@ def _tested(task: Task, student: nn.Module, teacher: Teacher, device: torch.devi
     """
     if "test" not in task.splits():
         return {}
+    if len(_asked(task, student, task.loader("test", batch_size=1, device=device), "test")[0].answer.predictions) > 1:  # tokens: scored, and not kept
+        return {f"test_{name}": value for name, value in scored(partial(task.forward, student), task, "test", device=device).means.items()}
     answers: list[Tensor] = []
 
     def ask(batch: Batch) -> Knowledge:

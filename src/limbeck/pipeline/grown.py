@@ -1,4 +1,4 @@
-"""A model that goes on where there are more classes than it was made for."""
+"""A model that goes on where there are more classes than it was made for, and a fresh one that begins with what fits of another."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from limbeck.core.task import Facts
 
 from .resolve import make_model
 
-__all__ = ["grown"]
+__all__ = ["begun", "grown"]
 
 
 def grown(model: nn.Module, spec: Mapping[str, Any], facts: Facts) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -47,3 +47,24 @@ def grown(model: nn.Module, spec: Mapping[str, Any], facts: Facts) -> tuple[nn.M
                 "a model grows along the first axis of its head alone"
             )
     return wider.train(model.training), told
+
+
+def begun(model: nn.Module, start: nn.Module, name: str) -> str:
+    """Give a fresh model every tensor of `start` that has the same name and shape, and say which part of it stays as it was drawn.
+
+    Raises:
+        MismatchError: nothing fits.
+    """
+    weights, before = model.state_dict(), start.state_dict()
+    fits = [one for one, value in weights.items() if one in before and before[one].shape == value.shape]
+    if not fits:
+        near = next(iter(before), "nothing")
+        raise MismatchError(
+            f"the model begins with what fits of {name}, and no weight of it does: {type(model).__name__} has {next(iter(weights), 'nothing')}, ..., and "
+            f"{type(start).__name__} {near}, ...: take a model of the same kind and sizes, or leave `init` out"
+        )
+    for one in fits:
+        weights[one].copy_(before[one])
+    fresh = [one for one in weights if one not in fits]
+    told = f"; fresh are {', '.join(fresh[:4])}{f' and {len(fresh) - 4} more' if len(fresh) > 4 else ''}" if fresh else ""
+    return f"begins with {len(fits)} of {len(weights)} tensors of {name}{told}"

@@ -95,7 +95,7 @@ def _file(recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], name: st
     if artifact.kind == "graph":
         return artifact.model_file
     for other, stage in recipe.stages.items():
-        if isinstance(stage, ExportStage) and stage.of == name:
+        if isinstance(stage, ExportStage) and stage.of == name and artifacts[other].kind == "graph":
             return artifacts[other].model_file
     path = out / "cache" / "measured" / f"{name}-{artifact.digest[:12]}.onnx"
     if path.is_file():

@@ -16,6 +16,7 @@ from limbeck.core.artifact import Artifact
 from limbeck.core.errors import ArtifactError
 from limbeck.core.task import Batch, Task
 
+from .pretrained import opened
 from .resolve import make_model
 
 __all__ = ["Graph", "example_of", "inputs_of", "load", "load_module", "read_tensors", "taken", "takes"]
@@ -91,6 +92,8 @@ def load_module(artifact: Artifact, model: nn.Module | None = None) -> nn.Module
     spec = artifact.spec
     if model is None and spec["builder"] is None:
         raise ArtifactError(f"{artifact.path} holds the weights of a {spec['class']} that limbeck did not build: load(path, model=...) with one of your own")
+    if model is None and spec.get("format") == "transformers":
+        return opened(artifact.path, spec)
     built = make_model(spec) if model is None else model
     weights = lookup.find("compress", spec["packed"]).unpack(artifact.model_file) if "packed" in spec else read_tensors(artifact.model_file)
     try:

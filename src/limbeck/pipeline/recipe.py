@@ -16,6 +16,7 @@ from limbeck.core.schedule import Number, check_number
 from limbeck.engine.plan import Training
 
 from ._fault import first_fault
+from .pretrained import leaves_folder, written
 
 __all__ = [
     "AnyStage", "ChooseStage", "CompressStage", "DistillStage", "Drawing", "ExportStage", "GivenStage", "Measure", "ObjectiveSpec", "Part", "QuantizeStage",
@@ -69,8 +70,8 @@ class TrainStage(Training):
     """Train a model on the task's own loss."""
 
     kind: Literal["train"] = "train"
-    model: Part | None = Field(default=None, description="what to train; or `init`")
-    init: str | None = Field(default=None, description="an earlier stage whose model is trained on")
+    model: Part | None = Field(default=None, description="what to train; or `init`, or both")
+    init: str | None = Field(default=None, description="an earlier stage whose model is trained on; beside `model`, one whose weights that fit it begins with")
     reseed: int = Field(default=0, ge=0, description="added to the recipe's seed: two stages of one model begin with other weights, and see another order")
     task: dict[str, Any] = Field(default={}, description="options of the recipe's task that differ while this stage trains, such as its augmentation")
     objectives: list[ObjectiveSpec] = Field(default=[ObjectiveSpec(kind="supervised")], min_length=1, description="what the model must match")
@@ -91,10 +92,12 @@ class DistillStage(TrainStage):
 
 
 class GivenStage(_Strict):
-    """Take an artifact that another run has made, as it is."""
+    """Take an artifact that another run has made, as it is, or a model that comes with its weights."""
 
     kind: Literal["given"] = "given"
-    path: Path = Field(description="the artifact's folder: stages/NAME of a run")
+    path: Path | None = Field(default=None, description="the artifact's folder: stages/NAME of a run; or `model`")
+    model: Part | None = Field(default=None, description="a model with weights of its own: {kind: hf:NAME_OR_PATH}")
+    task: dict[str, Any] = Field(default={}, description="options of the recipe's task that differ for `model`, such as its own tokenizer")
 
 
 class CompressStage(_Strict):
@@ -176,7 +179,7 @@ class Recipe(_Strict):
 def task_of(recipe: Recipe, name: str) -> Part:
     """Return a stage's task: the recipe's own, with what the stage that trained the model says otherwise; another `kind` takes the place of the whole."""
     stage = recipe.stages[origin(recipe, name).partition(".")[0]]
-    if not isinstance(stage, TrainStage):
+    if not isinstance(stage, (TrainStage, GivenStage)):
         return recipe.task
     other = "kind" in stage.task and stage.task["kind"] != recipe.task.kind
     return Part(**({} if other else recipe.task.model_dump()) | stage.task)
@@ -304,8 +307,9 @@ def _expand(tree: Any) -> Any:
 
 def _anchor(tree: dict[str, Any], base: Path) -> None:
     for holder in _mappings(tree):
-        kept = holder.get("kind") == "blackbox" and holder.get("keep") != "memory"
-        for key in ("root", *(("path",) if holder.get("kind") in ("given", "onnx") else ()), *(("keep",) if kept else ())):
+        named, kind = written(holder, base), holder.get("kind")
+        keys = {"root": not named, "path": kind in ("given", "onnx"), "keep": kind in ("blackbox", "server") and holder.get("keep") != "memory"}
+        for key in (key for key, is_place in keys.items() if is_place):
             if isinstance(holder.get(key), str):
                 holder[key] = str((base / Path(holder[key]).expanduser()).resolve())
 
@@ -361,10 +365,12 @@ def _validate(tree: dict[str, Any]) -> Recipe:
             if parent.partition(".")[0] not in earlier:
                 later = " comes later" if parent in recipe.stages else f" is not there{did_you_mean(parent, earlier)}"
                 raise RecipeError(f"stage {name!r} takes {parent!r}, which{later}: a stage takes from stages above it")
+        if isinstance(stage, GivenStage) and (stage.path is None) == (stage.model is None):
+            raise RecipeError(f"stage {name!r} needs either `path` (an artifact) or `model` (one with weights), not {'both' if stage.model else 'neither'}")
         if isinstance(stage, TrainStage):
-            if (stage.model is None) == (stage.init is None):
+            if stage.model is None and stage.init is None:
                 raise RecipeError(
-                    f"stage {name!r} needs either `model` (a fresh one) or `init` (an earlier stage's), not {'both' if stage.model else 'neither'}"
+                    f"stage {name!r} needs `model` (a fresh one), `init` (an earlier stage's), or both (a fresh one with what fits of an earlier's)"
                 )
             for objective in stage.objectives:
                 if objective.init is not None and not isinstance(recipe.stages.get(objective.init), TrainStage):
@@ -386,4 +392,6 @@ def _gives(recipe: Recipe, name: str) -> Literal["module", "graph"] | None:
     stage = recipe.stages[name.partition(".")[0]]
     if isinstance(stage, ChooseStage):
         return _gives(recipe, stage.of[0])
-    return None if isinstance(stage, GivenStage) else "graph" if isinstance(stage, (ExportStage, QuantizeStage)) else "module"
+    if isinstance(stage, GivenStage) and stage.model is None:
+        return None
+    return "graph" if isinstance(stage, QuantizeStage) or (isinstance(stage, ExportStage) and not leaves_folder(stage.format)) else "module"

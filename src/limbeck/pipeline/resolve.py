@@ -21,6 +21,7 @@ from limbeck.teachers._rehearsed import Rehearsed
 from limbeck.teachers._store_columns import Recording
 
 from .learnt import grafted
+from .pretrained import headed, identity
 from .recipe import ChooseStage, CompressStage, DistillStage, Drawing, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TeacherSpec, TrainStage, task_of
 
 __all__ = [
@@ -36,17 +37,19 @@ __all__ = [
     "make_teacher",
     "model_spec",
     "partner_of",
+    "reads_as_partner",
     "recording_of",
     "stage_hashes",
+    "writes",
 ]
 
 _FROM_STAGES = frozenset({"model", "models", "store"})
-_GIVEN = _FROM_STAGES | {"student"}
-"""What a teacher's constructor may ask for; from stages, but for the student."""
+_GIVEN = _FROM_STAGES | {"student", "partner"}
+"""What a teacher's constructor may ask for; from stages, but for the student, and the second task that the transfer set knows."""
 HANDED = {
     "models": frozenset({"in_shape", "classes"}),
     "teachers": _GIVEN,
-    "transfer": frozenset({"source", "partner"}),
+    "transfer": frozenset({"source", "partner", "writer", "folder"}),
     "schemes": frozenset({"student", "teacher", "objectives", "task", "example", "facts", "source"}),
 }
 """Slot -> what assembly hands to its parts, by the name of the parameter."""
@@ -77,7 +80,7 @@ def make_tasks(recipe: Recipe) -> dict[str, Task]:
 
 def model_spec(part: Part, facts: Facts) -> dict[str, Any]:
     """Return how to rebuild a model: builder, options in full, and what the data gave."""
-    told = full("models", part)
+    told = headed(full("models", part), facts)
     return {"builder": told.pop("kind"), "options": told, "in_shape": list(facts.in_shape), "classes": facts.classes}
 
 
@@ -141,9 +144,10 @@ def recording_of(spec: TeacherSpec) -> Recording:
     return Recording.model_validate({name: options[name] for name in Recording.model_fields if options.get(name) is not None})
 
 
-def make_teacher(spec: TeacherSpec, models: Sequence[nn.Module], student: nn.Module, store: Path | None) -> Teacher:
+def make_teacher(spec: TeacherSpec, models: Sequence[nn.Module], student: nn.Module, store: Path | None, partner: Task | None = None) -> Teacher:
     """Make a teacher of what its constructor asks for; `models` are those of its stages, `store` holds what they said once where it asks for that.
 
+    `partner` is the second task that the transfer set knows, for a teacher that is asked as that task asks.
     Without the store that it asks for, it is one that answers as the store would, of the model itself.
 
     Raises:
@@ -160,10 +164,17 @@ def make_teacher(spec: TeacherSpec, models: Sequence[nn.Module], student: nn.Mod
     wants, way = next((ways[name] for name in asked if name in ways), (spec.of is None, "no stage: leave `of` out"))
     if not wants:
         raise RecipeError(f"the teacher {spec.kind} is made of {way}; given is of: {spec.of!r}")
+    if "partner" in asked and partner is None:
+        raise RecipeError(f"the teacher {spec.kind} is asked as the transfer set's second task asks: name it, transfer: {{kind: retokenized, partner: ...}}")
     if "store" in asked and store is None:
         return Rehearsed(models[0], recording_of(spec))
-    given: dict[str, Any] = {"model": models[0] if models else None, "models": list(models), "student": student, "store": store}
+    given: dict[str, Any] = {"model": models[0] if models else None, "models": list(models), "student": student, "store": store, "partner": partner}
     return lookup.build("teachers", spec.kind, spec.options, *(given[name] for name in asked))
+
+
+def reads_as_partner(spec: TeacherSpec) -> bool:
+    """Whether a teacher is asked as the transfer set's second task asks."""
+    return "partner" in _asked(lookup.find("teachers", spec.kind))
 
 
 def _asked(part: Any) -> list[str]:
@@ -171,15 +182,18 @@ def _asked(part: Any) -> list[str]:
     return [one.name for one in inspect.signature(part).parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD and one.name in _GIVEN]
 
 
-def make_drawing(slot: str, spec: Drawing, on: Task, source: Artifact | None, *args: Any) -> Any:
+def make_drawing(slot: str, spec: Drawing, on: Task, source: Artifact | None, *args: Any, writer: nn.Module | None = None, folder: Path | None = None) -> Any:
     """Make a transfer set, or a scheme, which may draw from the artifact of an earlier stage, or pair the stage's task with a second one.
+
+    `writer` is the model of that stage, for a transfer set that it writes, and `folder` where what it wrote is kept.
 
     Raises:
         RecipeError: it needs one and none is named, or the other way round.
     """
     parameters = inspect.signature(lookup.find(slot, spec.kind)).parameters
+    from_stage = "writer" if "writer" in parameters else "source"
     ways = {
-        "source": (spec.of, "draws from no stage: leave `of` out", "draws from what an earlier stage has left: name it, of: stage"),
+        from_stage: (spec.of, "draws from no stage: leave `of` out", "draws from what an earlier stage has left: name it, of: stage"),
         "partner": (spec.partner, "knows no second task: leave `partner` out", "pairs two tasks: name the second one, partner: {kind: ...}"),
     }
     for name, (given, unasked, missing) in ways.items():
@@ -187,8 +201,14 @@ def make_drawing(slot: str, spec: Drawing, on: Task, source: Artifact | None, *a
             raise RecipeError(f"{slot}.{spec.kind} {unasked}")
         if name in parameters and parameters[name].default is inspect.Parameter.empty and given is None:
             raise RecipeError(f"{slot}.{spec.kind} {missing}")
-    drawn = {name: value for name, value in (("source", source), ("partner", partner_of(spec, on))) if name in parameters}
+    given = {"source": source, "partner": partner_of(spec, on), "writer": writer, "folder": folder}
+    drawn = {name: value for name, value in given.items() if name in parameters}
     return lookup.build(slot, spec.kind, spec.options, *args, **drawn)
+
+
+def writes(spec: Drawing) -> bool:
+    """Whether a transfer set is what the model of an earlier stage writes."""
+    return "writer" in inspect.signature(lookup.find("transfer", spec.kind)).parameters
 
 
 def make_scheme(
@@ -223,7 +243,8 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
     if isinstance(stage, TrainStage):
         plain = stage.model_dump(mode="json", exclude={"model", "init", "task", "objectives", "transfer", "scheme", "teacher", *_NO_MATTER})
         told |= {"training": plain, "transfer": drawing("transfer", stage.transfer, task, digests), "scheme": drawing("schemes", stage.scheme, task, digests)}
-        told["model"] = full("models", stage.model) if stage.model is not None else digests[str(stage.init)]
+        told["model"] = identity(full("models", stage.model)) if stage.model is not None else digests[str(stage.init)]
+        told |= {"begins": digests[stage.init]} if stage.model is not None and stage.init is not None else {}
         told["objectives"] = [
             full("objectives", Part(kind=spec.kind, **spec.options))
             | {"weight": pydantic_core.to_jsonable_python(spec.weight)}
@@ -236,8 +257,10 @@ def stage_hashes(recipe: Recipe, name: str, task: Task, digests: Mapping[str, st
         if isinstance(stage, DistillStage):
             told["teacher"] = full("teachers", Part(kind=stage.teacher.kind, **stage.teacher.options)) | {"of": [digests[one] for one in stage.teacher.stages]}
             kinds.append(stage.teacher.kind)
-    elif isinstance(stage, GivenStage):
+    elif isinstance(stage, GivenStage) and stage.path is not None:
         told = {"kind": stage.kind, "artifact": Artifact.open(stage.path, verify=False).digest}
+    elif isinstance(stage, GivenStage) and stage.model is not None:
+        told["model"] = identity(full("models", stage.model))
     elif isinstance(stage, CompressStage):
         part = graph_part("compress", stage.method)
         told |= {"of": digests[stage.of], "method": full("compress", part)}

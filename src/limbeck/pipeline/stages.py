@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from limbeck.compress import Compressor
 from limbeck.core import lookup
-from limbeck.core.artifact import Artifact
+from limbeck.core.artifact import Artifact, Kind
 from limbeck.core.events import Listener, Note, StageStarted
 from limbeck.core.files import atomic_folder, write_json
 from limbeck.core.task import Batch, Task
@@ -22,17 +22,22 @@ from limbeck.engine.checkpoint import seed_everything
 from limbeck.engine.loop import Work, fit, steps_per_epoch
 from limbeck.engine.runtime import Runtime
 from limbeck.export import Exporter, Tolerance, parity
-from limbeck.measure.size import file_bytes
+from limbeck.measure.size import file_bytes, parameters
+from limbeck.models._as_hf import as_hf
+from limbeck.models.hf import HF
 
 from .assemble import assemble
+from .authored import authored, place_of
+from .brought import bring
 from .compressed import choose_stage, compress_stage, held, validated
-from .grown import grown
+from .grown import begun, grown
 from .learnt import graft_spec, objectives_of, take_over
 from .modules import Graph, load, load_module, read_tensors, taken
+from .pretrained import furnished, lasting, leaves_folder, opened, remarks, strange_words
 from .publish import Publication, place, publish_players, real_batch, seal_with_proof
 from .recipe import ChooseStage, CompressStage, DistillStage, ExportStage, GivenStage, Part, QuantizeStage, Recipe, TrainStage, origin, parents
 from .recorded import stand
-from .resolve import from_store, graph_part, make_model, make_tasks, model_spec
+from .resolve import from_store, graph_part, make_model, make_tasks, model_spec, writes
 
 __all__ = ["Job", "run_stage"]
 
@@ -61,9 +66,15 @@ def run_stage(job: Job, task: Task, listener: Listener) -> None:
     stage, spec = job.recipe.stages[job.name], job.recipe.runtime
     if isinstance(stage, TrainStage):
         runtime = Runtime(accelerator=spec.accelerator, devices=spec.devices, precision=stage.precision)
+        if writes(stage.transfer):
+            _authored(job, stage, task, runtime.device, listener)
         store = _store(job, stage, task, runtime.device, listener) if isinstance(stage, DistillStage) and from_store(stage.teacher) else None
         with runtime.relayed(listener) as tell:
             runtime.launch(_with_threads, job, store, tell)
+    elif isinstance(stage, GivenStage) and stage.model is not None:
+        listener(StageStarted(job.name, stage.kind))
+        with _threads(job):
+            bring(job.name, stage.model, task, _publication(job), spec.accelerator, job.recipe.seed, listener)
     elif isinstance(stage, GivenStage):
         _given(job, stage, listener)
     elif isinstance(stage, CompressStage):
@@ -101,6 +112,19 @@ def _store(job: Job, stage: DistillStage, task: Task, device: torch.device, list
         )  # fmt: skip
 
 
+def _written(job: Job, stage: TrainStage, task: Task) -> Path | None:
+    """Where what an earlier stage's model wrote for a stage is kept, None where none writes."""
+    return place_of(stage, task, job.out, seed=job.recipe.seed + stage.reseed, digests=job.lineage["parents"]) if writes(stage.transfer) else None
+
+
+def _authored(job: Job, stage: TrainStage, task: Task, device: torch.device, listener: Listener) -> None:
+    """Make sure that the transfer set is written, before anything is trained and in one process."""
+    folder = _written(job, stage, task)
+    assert folder is not None and stage.transfer.of is not None
+    with _threads(job):
+        authored(job.name, stage, job.parent(stage.transfer.of), task, folder, seed=job.recipe.seed + stage.reseed, device=device, listener=listener)
+
+
 def _with_threads(runtime: Runtime, job: Job, store: Path | None, listener: Listener) -> None:
     with _threads(job):
         _train(runtime, job, store, listener)
@@ -115,24 +139,27 @@ def _train(runtime: Runtime, job: Job, store: Path | None, listener: Listener) -
     if runtime.device.type != "cpu" and runtime.is_main:
         listener(Note(f"training on {runtime.device}", job.name))
     seed_everything(seed)
-    if stage.init is not None:
-        start = job.parent(stage.init)
-        student, how = grown(load_module(start), {key: value for key, value in start.spec.items() if key != "packed"}, task.facts())
+    begins: list[str] = []
+    if stage.model is None:
+        start = job.parent(str(stage.init))
+        student, how = grown(load_module(start), {key: value for key, value in start.spec.items() if key not in ("packed", "format")}, task.facts())
     else:
-        assert stage.model is not None
         how = model_spec(stage.model, task.facts())
         student = make_model(how)
+        begins += [told] if stage.model.kind == "hf" and (told := strange_words(how, task.facts())) else []
+        how = lasting(student, how)
+        begins += [begun(student, load_module(job.parent(stage.init)), stage.init)] if stage.init else []
     teachers = [load(job.parent(one).path) for one in stage.teacher.stages] if isinstance(stage, DistillStage) and store is None else []
     if stage.channels_last:
         student, *teachers = (_channels_last(model) for model in (student, *teachers))
     drawn = {one: job.parent(one) for one in (stage.transfer.of, stage.scheme.of) if one}
     held(student, how)
-    where = {"rank": runtime.rank, "world": runtime.world, "device": runtime.device}
+    where = {"rank": runtime.rank, "world": runtime.world, "device": runtime.device, "written": _written(job, stage, task)}
     made = assemble(job.name, stage, student, teachers, task, seed=seed, sources=drawn, store=store, **where)
     scheme, loader = made.scheme, made.loader
     sources = {one.init: (job.recipe.stages[one.init], job.parent(one.init)) for one in stage.objectives if one.init}
-    told = take_over(scheme, stage.objectives, {name: pair for name, pair in sources.items() if isinstance(pair[0], TrainStage)})  # pyright: ignore[reportArgumentType]
-    told += [line for objective in objectives_of(scheme) for line in objective.said]
+    told = begins + take_over(scheme, stage.objectives, {name: pair for name, pair in sources.items() if isinstance(pair[0], TrainStage)})  # pyright: ignore[reportArgumentType]
+    told += [line for objective in objectives_of(scheme) for line in objective.said] + remarks(student)
     if isinstance(stage, DistillStage) and (graft := graft_spec(scheme, stage.objectives, [job.parent(one) for one in stage.teacher.stages])):
         how = {**how, "changes": [*how.get("changes", ()), {"graft": graft}]}
     seed_everything(seed + 1 + runtime.rank)
@@ -174,6 +201,7 @@ def _publication(job: Job) -> Publication:
 def _given(job: Job, stage: GivenStage, listener: Listener) -> None:
     """Copy an artifact of another run, every byte compared with its manifest, under this stage's name and hash."""
     listener(StageStarted(job.name, stage.kind))
+    assert stage.path is not None
     source = Artifact.open(stage.path)
     with atomic_folder(job.target) as folder:
         shutil.copytree(source.path, folder, dirs_exist_ok=True)
@@ -186,20 +214,25 @@ def _export(job: Job, stage: ExportStage, task: Task, listener: Listener) -> Non
     model = load_module(source)
     part = graph_part("export", stage.format)
     exporter: Exporter = lookup.build("export", part.kind, part.options)
+    whole = as_hf(model) if leaves_folder(part) else model
     batch = _real(task, stage.inputs)
     inputs = taken(task, model, batch)
     if (count := len(inputs["input"])) < 256:
         listener(Note(f"parity is checked on {count} inputs, all that was asked for or is there, or can be held", job.name, loud=True))
     with atomic_folder(job.target) as folder:
         path = folder / exporter.file
-        exporter.export(model, {name: value[:2] for name, value in inputs.items()}, path)
-        found = parity(_answers(task, model, batch), _answers(task, Graph(path), batch))
+        exporter.export(whole, {name: value[:2] for name, value in inputs.items()}, path)
+        spec = {**source.spec, "format": part.kind}
+        spec = furnished(folder, whole, spec) if isinstance(whole, HF) else spec
+        shipped = opened(folder, spec) if leaves_folder(part) else Graph(path)
+        found = parity(_answers(task, model, batch), _answers(task, shipped, batch))
         found.check(Tolerance(max_abs=stage.tolerance))
         own = "main_" if "main_macs" in source.metrics and part.options.get("outputs") != "all" else ""  # exits are left behind
         sizes = {figure: source.metrics[f"{own}{figure}"] for figure in ("parameters", "macs")}
-        metrics = {"file_bytes": file_bytes(path), **sizes, **found.metrics(), **validated(Graph(path), task, Runtime())}
-        spec = {**source.spec, "format": part.kind}
-        seal_with_proof(_publication(job), folder, task, partial(task.forward, Graph(path)), "graph", exporter.file, spec, metrics)
+        sizes |= {"parameters": parameters(shipped)} if leaves_folder(part) else {}
+        metrics = {"file_bytes": file_bytes(path), **sizes, **found.metrics(), **validated(shipped, task, Runtime())}
+        kind: Kind = "module" if leaves_folder(part) else "graph"
+        seal_with_proof(_publication(job), folder, task, partial(task.forward, shipped), kind, exporter.file, spec, metrics)
 
 
 def _quantize(job: Job, stage: QuantizeStage, task: Task, listener: Listener) -> None:

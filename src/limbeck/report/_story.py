@@ -200,7 +200,7 @@ def unknown(run: Run) -> list[str]:
         said.append("The same student was not trained alone, so what distillation added is not known.")
     if model is not None and "alone" in model.roles:
         said.append("Nothing was distilled.")
-    if run.fidelity is None and all(each.metrics.accuracy is None and not each.metrics.examples for each in run.models):
+    if run.fidelity is None and all(each.metrics.accuracy is None and not (each.metrics.examples or each.metrics.predictions) for each in run.models):
         said.append("No test split was evaluated.")
     if run.measurement is None:
         said.append("Speed was not measured.")

@@ -192,14 +192,18 @@ class Offline(Scheme):
         self._last.drop()
         return self.cost(batch, student, teacher)
 
-    def cost(self, batch: Batch, student: Knowledge, teacher: Knowledge | None) -> Losses:
-        """What was said of a batch costs the student; without a teacher's word, what the objectives that ask no teacher make of it, one at the least."""
+    def cost(self, batch: Batch, student: Knowledge, teacher: Knowledge | None, *, labelled: bool = True) -> Losses:
+        """What was said of a batch costs the student; without a teacher's word, what the objectives that ask no teacher make of it, one at the least.
+
+        Where its labels are nobody's truth (`labelled` False), objectives that read labels are left out.
+        """
         terms = {name: term for name, term in self._terms.items() if teacher is not None or term.objective.needs.teacher is None}
+        terms = {name: term for name, term in terms.items() if labelled or not term.objective.needs.labels}
         count = _count(student)
-        labelled = _labelled(student, batch)
+        known = _labelled(student, batch)
         sums: dict[str, Tensor] = {}
         for name, term in terms.items():
-            said = labelled if name in self._labels else student
+            said = known if name in self._labels else student
             summed = _summed(term, term(said, teacher, batch), said.mask, student, count)
             fewer = said is not student and not term.objective.batchwise
             sums[name] = summed * (count / _count(said).clamp(min=1)) if fewer else summed
@@ -255,9 +259,11 @@ def _labelled(student: Knowledge, batch: Batch) -> Knowledge:
 
 
 def _summed(term: Term, each: Tensor, mask: Tensor | None, student: Knowledge, count: Tensor) -> Tensor:
-    """The loss of an objective, summed over the predictions that count for it."""
+    """The loss of an objective, summed over the predictions that count for it; one of a whole example of several predictions counts for each of them."""
     if term.objective.batchwise:
         return each * count
+    if mask is not None and each.shape != mask.shape and each.shape == mask.shape[:1]:
+        return (each * mask.flatten(1).sum(1)).sum()
     if mask is not None:
         return torch.where(mask, each, each.new_zeros(())).sum()
     several = each.numel() != student.answer.predictions.numel()  # one loss an example, where an example is several predictions

@@ -31,19 +31,22 @@ class Sequenced(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """`input` and `label [M, T]`, int32; `segment [M, T]`, the document's number in its row from 1, 0 for padding, and `position [M, T]` in the document.
+    """`input` and `label [M, T]`, int32; `segment [M, T]`, the document's number in its row from 1, 0 for padding, and `position [M, T]` in its piece there.
 
-    The last two are None where a row is one stretch of text from its first position on.
+    These two are None where a row is one stretch of text from its first position on. `document` and `place [M, T]`: which document a token is of, and where in
+    the whole of it, -1 for padding; they are for finding a token again, whatever row it is in, and no model is told.
     """
 
     input: Tensor
     label: Tensor
     segment: Tensor | None
     position: Tensor | None
+    document: Tensor
+    place: Tensor
 
 
-def packed(sequences: Sequence[Sequenced], context: int, packing: Packing, pad: int, side: Literal["left", "right"] = "right") -> Rows:
-    """Lay sequences out in rows.
+def packed(sequences: Sequence[Sequenced], context: int, packing: Packing, pad: int, side: Literal["left", "right"] = "right", first: int = 0) -> Rows:
+    """Lay sequences out in rows; `first` is the number of the first one.
 
     - `stream`: all of them in one line, cut every `context` tokens; what follows a document's end is the next one, which attention sees across.
     - `isolated`: whole documents side by side, best fit first, each a segment of its own with positions from 0; a longer one is cut into several.
@@ -51,38 +54,53 @@ def packed(sequences: Sequence[Sequenced], context: int, packing: Packing, pad: 
 
     A piece in which nothing counts is left out.
     """
+    placed = [
+        _Placed(one, np.full(len(one.tokens), number, np.int32), np.arange(len(one.tokens), dtype=np.int32)) for number, one in enumerate(sequences, first)
+    ]
     if packing == "stream":
-        sequences = [_line(sequences)]
-    pieces = [piece for one in sequences for piece in _pieces(one, context)]
+        placed = [_line(placed)]
+    pieces = [piece for one in placed for piece in _pieces(one, context)]
     rows = _best_fit([len(piece[0]) for piece in pieces], context) if packing == "isolated" else [[at] for at in range(len(pieces))]
-    made = np.zeros((4, len(rows), context), np.int32)
-    tokens, labels, segments, positions = made
-    tokens[:], labels[:] = pad, IGNORED
+    made = np.zeros((6, len(rows), context), np.int32)
+    tokens, labels, segments, positions, documents, places = made
+    tokens[:], labels[:], documents[:], places[:] = pad, IGNORED, -1, -1
     for row, held in enumerate(rows):
         start = context - len(pieces[held[0]][0]) if packing == "padded" and side == "left" else 0
-        for number, (given, wanted) in enumerate((pieces[at] for at in held), 1):
-            where = slice(start, start + len(given))
-            tokens[row, where], labels[row, where] = given, wanted
-            segments[row, where], positions[row, where] = number, np.arange(len(given))
+        for number, piece in enumerate((pieces[at] for at in held), 1):
+            where = slice(start, start + len(piece[0]))
+            tokens[row, where], labels[row, where], documents[row, where], places[row, where] = piece
+            segments[row, where], positions[row, where] = number, np.arange(len(piece[0]))
             start = where.stop
     apart = packing == "isolated" or (packing == "padded" and side == "left")
     found = [torch.from_numpy(each) for each in made]
-    return Rows(found[0], found[1], found[2] if apart else None, found[3] if apart else None)
+    return Rows(found[0], found[1], found[2] if apart else None, found[3] if apart else None, found[4], found[5])
 
 
-def _line(sequences: Sequence[Sequenced]) -> Sequenced:
+class _Placed(NamedTuple):
+    """A sequence, and of each of its tokens the document and the place in it, `[L]`."""
+
+    one: Sequenced
+    document: Array
+    place: Array
+
+
+def _line(placed: Sequence[_Placed]) -> _Placed:
     """All sequences as one; an end that is the same token as the next beginning is both."""
-    shared = [0, *(int(one.tokens[-1] == after.tokens[0]) for one, after in pairwise(sequences))]
-    tokens = [one.tokens[skip:] for one, skip in zip(sequences, shared, strict=True)]
-    return Sequenced(np.concatenate(tokens), np.concatenate([one.counts[skip:] for one, skip in zip(sequences, shared, strict=True)]))
+    shared = [0, *(int(one.one.tokens[-1] == after.one.tokens[0]) for one, after in pairwise(placed))]
+    tokens, counts, documents, places = zip(
+        *((each.one.tokens[skip:], each.one.counts[skip:], each.document[skip:], each.place[skip:]) for each, skip in zip(placed, shared, strict=True)),
+        strict=True,
+    )
+    return _Placed(Sequenced(np.concatenate(tokens), np.concatenate(counts)), np.concatenate(documents), np.concatenate(places))
 
 
-def _pieces(one: Sequenced, context: int) -> list[tuple[Array, Array]]:
-    """Inputs and labels of a sequence, `context` at a time, where something counts."""
+def _pieces(placed: _Placed, context: int) -> list[tuple[Array, Array, Array, Array]]:
+    """Inputs, labels, documents and places of a sequence, `context` at a time, where something counts."""
+    one = placed.one
     labels = np.where(one.counts[1:], one.tokens[1:], np.int32(IGNORED))
     starts = range(0, len(labels), context)
-    pieces = [(one.tokens[at : min(at + context, len(labels))], labels[at : at + context]) for at in starts]
-    return [piece for piece in pieces if (piece[1] != IGNORED).any()]
+    cuts = [slice(at, min(at + context, len(labels))) for at in starts]
+    return [(one.tokens[cut], labels[cut], placed.document[cut], placed.place[cut]) for cut in cuts if (labels[cut] != IGNORED).any()]
 
 
 def _best_fit(lengths: Sequence[int], context: int) -> list[list[int]]:

@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from limbeck.core.errors import DataError, RecipeError
 
-__all__ = ["Apart", "Document", "Piece", "check_turn", "cut", "divided", "read_conversations", "read_text"]
+__all__ = ["Apart", "Document", "Piece", "check_turn", "cut", "divided", "document_of", "read_conversations", "read_text"]
 
 Apart = Literal["files", "headings", "paragraphs", "lines"]
 _HEADING = re.compile(r"^(?=[ \t]*=[ \t][^=\n]+[ \t]=[ \t]*$|#[ \t])", re.MULTILINE)
@@ -16,11 +16,15 @@ _HEADING = re.compile(r"^(?=[ \t]*=[ \t][^=\n]+[ \t]=[ \t]*$|#[ \t])", re.MULTIL
 
 
 class Piece(NamedTuple):
-    """Some text, and whether a model is to learn it; `ends`: whether it must stop after it."""
+    """Some text, and whether a model is to learn it; `ends`: whether it must stop after it.
+
+    `messages`: a whole conversation that the tokenizer's template is to write; the text is then what the assistant says in it.
+    """
 
     text: str
     counts: bool = True
     ends: bool = False
+    messages: tuple[Mapping[str, str], ...] | None = None
 
 
 Document = tuple[Piece, ...]
@@ -55,15 +59,17 @@ def divided(text: str, apart: Apart) -> list[Document]:
     return [(Piece(part),) for part in parts if part.strip()]
 
 
-def check_turn(turn: str) -> tuple[str, str, str]:
-    """Return what a turn is written as around its role and its content: before, between, after.
+def check_turn(turn: str) -> tuple[str, str, str] | None:
+    """Return what a turn is written as around its role and its content: before, between, after; None where the tokenizer's template writes it.
 
     Raises:
         RecipeError: not one `{role}` and after it one `{content}`.
     """
+    if turn == "template":
+        return None
     found = re.fullmatch(r"([^{}]*)\{role\}([^{}]*)\{content\}([^{}]*)", turn)
     if not found:
-        raise RecipeError(f"turn is {turn!r}; it holds {{role}} once and after it {{content}} once, such as '{{role}}: {{content}}\\n'")
+        raise RecipeError(f"turn is {turn!r}; it holds {{role}} once and after it {{content}} once, such as '{{role}}: {{content}}\\n', or is template")
     return found[1], found[2], found[3]
 
 
@@ -88,7 +94,16 @@ def read_conversations(path: Path, turn: str) -> list[Document]:
     return made
 
 
-def _document(told: Any, around: tuple[str, str, str], where: str) -> Document:
+def document_of(told: Any, turn: str, where: str) -> Document:
+    """Return what `{"text"}`, `{"prompt", "completion"}` or `{"messages"}` says as a document; `where` it stands, for messages.
+
+    Raises:
+        DataError: it is none of these, or has nothing to learn.
+    """
+    return _document(told, check_turn(turn), where)
+
+
+def _document(told: Any, around: tuple[str, str, str] | None, where: str) -> Document:
     has = told.keys() if isinstance(told, dict) else set[str]()
     if {"prompt", "completion"} <= has:
         return Piece(_text(told["prompt"], where, "prompt"), counts=False), Piece(_text(told["completion"], where, "completion"))
@@ -100,8 +115,8 @@ def _document(told: Any, around: tuple[str, str, str], where: str) -> Document:
     raise DataError(f"{where} has {names or 'no fields'}; a line has text, prompt and completion, or messages")
 
 
-def _conversation(messages: Any, around: tuple[str, str, str], where: str) -> Document:
-    before, between, after = around
+def _conversation(messages: Any, around: tuple[str, str, str] | None, where: str) -> Document:
+    before, between, after = around or ("", "", "")
     made: list[Piece] = []
     for message in messages if isinstance(messages, list) else [None]:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
@@ -113,6 +128,9 @@ def _conversation(messages: Any, around: tuple[str, str, str], where: str) -> Do
         made += [Piece(f"{before}{role}{between}", counts=False), Piece(content + after, counts=mine, ends=mine)]
     if not any(piece.counts for piece in made):
         raise DataError(f"{where} has no message of the assistant: there is nothing to learn")
+    if around is None:
+        told = [{"role": one["role"], "content": one["content"]} for one in messages]
+        return (Piece("\n".join(piece.text for piece in made if piece.counts), messages=tuple(told)),)
     while not made[-1].counts:
         made.pop()  # nobody answers it
     return *made[:-1], made[-1]._replace(ends=False)  # a document's end is marked anyhow
@@ -130,7 +148,7 @@ def cut(documents: Sequence[Document], share: float, what: str) -> tuple[list[Do
     Raises:
         DataError: nothing would be left, or nothing taken.
     """
-    if len(documents) == 1 and len(documents[0]) == 1:
+    if len(documents) == 1 and len(documents[0]) == 1 and documents[0][0].messages is None:
         text = documents[0][0].text
         at = text.rfind("\n", 0, round(len(text) * (1 - share))) + 1 or round(len(text) * (1 - share))
         parts = [[(Piece(part),)] if part.strip() else [] for part in (text[:at], text[at:])]

@@ -11,6 +11,9 @@ from limbeck.core.task import Batch, Loader, Split
 
 __all__ = ["Change", "RowsLoader"]
 
+_PLACES = frozenset({"document", "place"})
+"""Fields by which a token is found again: given with `views` alone, to whoever knows its answers."""
+
 Change = Callable[[dict[str, Tensor], int, int], dict[str, Tensor]]
 """What is done to a batch: (fields, seed, view) -> fields."""
 
@@ -18,8 +21,8 @@ Change = Callable[[dict[str, Tensor], int, int], dict[str, Tensor]]
 class RowsLoader(Loader):
     """The batches of some rows of held fields `[M, ...]`, as `Task.loader` promises them; a row's number is its id, and every field comes as int64.
 
-    `rows` on the CPU; the shuffle is for the training split alone. `change` is asked for every split: of the training split with the epoch, or with `views`
-    the epoch modulo those, and of the others with view 0.
+    Where a token stands (`document`, `place`) is told with `views` alone. `rows` on the CPU; the shuffle is for the training split alone. `change` is asked for
+    every split: of the training split with the epoch, or with `views` the epoch modulo those, and of the others with view 0.
     """
 
     def __init__(
@@ -45,7 +48,8 @@ class RowsLoader(Loader):
         if self._shuffled and batch_size * world > len(rows):
             on_all = f" on each of {world} processes" if world > 1 else ""
             raise DataError(f"batch_size is {batch_size}{on_all}, and the training split has {len(rows)} rows: no batch can be filled; lower batch_size")
-        self._fields, self._rows, self._change = fields, rows, change
+        self._fields = fields if views is not None else {name: held for name, held in fields.items() if name not in _PLACES}
+        self._rows, self._change = rows, change
         self._views = views if self._trains else None
         self._size, self._seed, self._rank, self._world = batch_size, seed, rank, world
 

@@ -1,20 +1,22 @@
 """Which files a corpus is in, and its documents by split."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from limbeck.bridges.datasets import Table
 from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.task import Split
 
 from ._fingerprint import files_hash
 from ._text_documents import Apart, Document, Piece, cut, divided, read_conversations, read_text
+from ._text_hub import as_hub, documents_of
 from ._text_table import find_sentences, read_sentences
 
 __all__ = ["Corpus", "Data"]
 
-Data = Literal["tinyshakespeare", "wikitext2", "text", "jsonl", "sst2", "tsv"]
+Data = Literal["tinyshakespeare", "wikitext2", "text", "jsonl", "sst2", "tsv", "hub"]
 _FOLDERS = {"tinyshakespeare": "text-tinyshakespeare", "wikitext2": "text-wikitext2"}
 Files = dict[Split, list[Path]]
 
@@ -26,11 +28,15 @@ class Corpus:
     `validation` before it, both off what is left of training.
     """
 
-    def __init__(self, data: Data, root: str | None, *, apart: Apart | None, turn: str, validation: float, test: float) -> None:
+    def __init__(
+        self, data: Data, root: str | None, *, apart: Apart | None, turn: str, validation: float, test: float, hub: Any = None
+    ) -> None:  # fmt: skip
         if not root:
             raise RecipeError(f"data {data!r} needs `root`: the file, or the folder that holds the data")
-        if apart is not None and data in ("jsonl", "sst2", "tsv"):
-            raise RecipeError(f"documents is {apart!r}, and of data {data!r} each line is a document: leave it out")
+        if apart is not None and data in ("jsonl", "sst2", "tsv", "hub"):
+            raise RecipeError(f"documents is {apart!r}, and of data {data!r} each {'row' if data == 'hub' else 'line'} is a document: leave it out")
+        read = as_hub(data, hub)
+        self._table = None if read is None else Table(root, read)
         if min(validation, test) < 0 or validation + test >= 1:
             raise RecipeError(f"validation is {validation:g} and test {test:g}; they are shares of the text, 0 or more, and together less than 1")
         self._data, self._root, self._turn = data, Path(root), turn
@@ -46,8 +52,13 @@ class Corpus:
             return _known(inner if inner.is_dir() else self._root, self._data)
         return _found(self._root, ".jsonl" if self._data == "jsonl" else ".txt")
 
+    @property
+    def _there(self) -> Collection[Split]:
+        """The splits that have rows or files of their own."""
+        return self._files if self._table is None else self._table.splits()
+
     def splits(self) -> tuple[Split, ...]:
-        return ("train", *(split for split in ("validation", "test") if split in self._files or self._shares[split]))
+        return ("train", *(split for split in ("validation", "test") if split in self._there or self._shares[split]))
 
     @property
     def options(self) -> list[object]:
@@ -55,6 +66,8 @@ class Corpus:
         return [self._data, self._apart, self._turn, *self._shares.values()]
 
     def hash(self) -> str:
+        if self._table is not None:
+            return self._table.digest()
         return files_hash({f"{split}/{at}": path for split, paths in self._files.items() for at, path in enumerate(paths)})
 
     @property
@@ -69,10 +82,14 @@ class Corpus:
         Raises:
             DataError: a file that cannot be read or is empty, or a split that is left without a document.
         """
-        made: dict[Split, list[Document]] = {split: [one for path in paths for one in self._documents(path)] for split, paths in self._files.items()}
+        made: dict[Split, list[Document]] = (
+            {split: [one for path in paths for one in self._documents(path)] for split, paths in self._files.items()}
+            if self._table is None
+            else documents_of(self._table, self._turn)
+        )
         for split, share in self._shares.items():
             if split not in made and share:
-                left = 1 - (self._shares["test"] if split == "validation" and "test" not in self._files else 0)
+                left = 1 - (self._shares["test"] if split == "validation" and "test" not in self._there else 0)
                 made["train"], made[split] = cut(made["train"], share / left, split)
         return {split: made[split] for split in self.splits()}
 

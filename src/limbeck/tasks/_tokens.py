@@ -1,4 +1,4 @@
-"""From text to token ids and back: bytes, byte-pair encoding trained on the training split alone, or a tokenizer.json of one's own."""
+"""From text to token ids and back: bytes, byte-pair encoding trained on the training split alone, a tokenizer.json of one's own, or a model's own."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from limbeck.bridges._transformers_tokenizer import Chat, Told, told_of_folder
 from limbeck.bridges.tokenizers import Codec, train_bpe
 from limbeck.core.errors import DataError, MismatchError, RecipeError, did_you_mean
 from limbeck.core.files import digest
 
-__all__ = ["BPE", "Bytes", "File", "Role", "Tokens", "Vocabulary", "as_tokens", "vocabulary", "vocabulary_of"]
+__all__ = ["BPE", "Bytes", "File", "Kind", "Pretrained", "Role", "Tokens", "Vocabulary", "as_tokens", "vocabulary", "vocabulary_of"]
 
 Ids = npt.NDArray[np.int32]
 Role = Literal["pad", "begin", "eos", "mask"]
@@ -49,10 +50,23 @@ class File(_Shape):
     mask: str | None = None
 
 
-Tokens = Annotated[Bytes | BPE | File, Field(discriminator="kind")]
+class Pretrained(_Shape):
+    """The tokenizer of a model of transformers: `root` is a folder or a name of the hub's; it says what its special tokens are, but for those named here."""
+
+    kind: Literal["hf"] = "hf"
+    root: str
+    revision: str | None = None
+    eos: str | None = None
+    begin: str | None = None
+    pad: str | None = None
+    mask: str | None = None
 
 
-def as_tokens(told: Any) -> "Bytes | BPE | File":
+Kind = Bytes | BPE | File | Pretrained
+Tokens = Annotated[Kind, Field(discriminator="kind")]
+
+
+def as_tokens(told: Any) -> Kind:
     """Return a tokenizer's options as what they are, from a mapping too.
 
     Raises:
@@ -70,6 +84,8 @@ class Vocabulary(ABC):
 
     names: tuple[str, ...]
     roles: Mapping[Role, int]
+    chat: Chat | None = None
+    """Writes conversations, where the tokenizer has a template for them."""
 
     @property
     def size(self) -> int:
@@ -108,12 +124,14 @@ class _OfBytes(Vocabulary):
 
 
 class _OfCodec(Vocabulary):
-    def __init__(self, codec: Codec, roles: Mapping[Role, str], where: str) -> None:
+    def __init__(self, codec: Codec, roles: Mapping[Role, str], where: str, more: Told | None = None) -> None:
         place = {name: index for index, name in enumerate(codec.names)}
         for role, name in roles.items():
             if name not in place:
                 raise DataError(f"{where} has no token {name!r} for {role}{did_you_mean(name, codec.specials)}")
-        self._codec, self._spelt = codec, dict(roles)
+        self._codec, self._spelt, self._more = codec, dict(roles), more
+        if more is not None and more.template is not None:
+            self.chat = Chat(more, where)
         self.names, self.roles = codec.names, {role: place[name] for role, name in roles.items()}
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
@@ -123,10 +141,11 @@ class _OfCodec(Vocabulary):
         return self._codec.decode(ids)
 
     def told(self) -> dict[str, Any]:
-        return {"kind": "tokenizers", "json": self._codec.json, "roles": self._spelt}
+        more = {} if self._more is None else {"specials": self._more.specials, "template": self._more.template}
+        return {"kind": "tokenizers", "json": self._codec.json, "roles": self._spelt, **more}
 
 
-def vocabulary(how: "Bytes | BPE | File", texts: Iterable[str], roles: Sequence[Role]) -> Vocabulary:
+def vocabulary(how: Kind, texts: Iterable[str], roles: Sequence[Role]) -> Vocabulary:
     """Make what a recipe asks for; `texts`, of the training split, are what a BPE learns from, `roles` are the special tokens that the task needs.
 
     Raises:
@@ -139,19 +158,33 @@ def vocabulary(how: "Bytes | BPE | File", texts: Iterable[str], roles: Sequence[
     if isinstance(how, BPE):
         spelt: dict[Role, str] = {role: _SPELT[role] for role in roles}
         return _OfCodec(Codec(train_bpe(texts, how.size, list(spelt.values()))), spelt, "the tokenizer")
-    named: dict[Role, str | None] = {"pad": how.pad or how.eos, "begin": how.begin or how.eos, "eos": how.eos, "mask": how.mask}
-    every: list[Role] = [*roles, *(role for role in named if role in ("begin", "pad") and role not in roles and named[role] != how.eos)]
+    more = told_of_folder(how.root, how.revision) if isinstance(how, Pretrained) else None
+    eos, begin, pad, mask = _named(more.specials if more is not None else {}, how)
+    named: dict[Role, str | None] = {"pad": pad or eos, "begin": begin or eos, "eos": eos, "mask": mask}
+    every: list[Role] = [*roles, *(role for role in named if role in ("begin", "pad") and role not in roles and named[role] != eos)]
     wanted: dict[Role, str] = {}
     for role in every:
         if (name := named[role]) is None:
-            raise RecipeError(f"this task needs a token for {role}, and the tokenizer {how.root} is not told which: tokenizer: {{kind: file, {role}: ...}}")
+            way = f"tokenizer: {{kind: {how.kind}, {role}: ...}}"
+            raise RecipeError(f"this task needs a token for {role}, and the tokenizer {how.root} is not told which: {way}")
         wanted[role] = name
+    if more is not None:
+        return _OfCodec(Codec(more.json, how.root), wanted, how.root, more)
     path = Path(how.root)
     try:
         told = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the tokenizer {path} cannot be read: {error.strerror if isinstance(error, OSError) else 'it is no UTF-8'}") from None
     return _OfCodec(Codec(told, str(path)), wanted, str(path))
+
+
+def _named(specials: Mapping[str, str], how: File | Pretrained) -> tuple[str | None, ...]:
+    """The tokens that are named for eos, begin, pad and mask: by the recipe, else by the tokenizer; one made for sentences ends by its separator."""
+    usual = (("eos_token", "sep_token"), ("bos_token", "cls_token"), ("pad_token",), ("mask_token",))
+    return tuple(
+        own or next((specials[name] for name in names if name in specials), None)
+        for own, names in zip((how.eos, how.begin, how.pad, how.mask), usual, strict=True)
+    )  # fmt: skip
 
 
 def vocabulary_of(preprocess: Mapping[str, Any]) -> Vocabulary:
@@ -165,4 +198,5 @@ def vocabulary_of(preprocess: Mapping[str, Any]) -> Vocabulary:
         raise MismatchError(f"this model reads no tokens: its preprocessing is {preprocess.get('kind') or 'not known'}")
     if told["kind"] == "bytes":
         return _OfBytes(told["roles"])
-    return _OfCodec(Codec(told["json"]), told["roles"], "the tokenizer")
+    more = Told(told["json"], told["specials"], told["template"]) if "template" in told else None
+    return _OfCodec(Codec(told["json"]), told["roles"], "the tokenizer", more)

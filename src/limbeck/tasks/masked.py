@@ -14,8 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from limbeck.bridges.datasets import Hub
 from limbeck.core import draw
 from limbeck.core.errors import RecipeError, did_you_mean
+from limbeck.core.files import digest
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.task import Batch, Split
 
@@ -25,7 +27,7 @@ from ._text_documents import Apart
 from ._text_loader import Change
 from ._text_source import Corpus, Data
 from ._text_task import Made, RowsTask, rows_of
-from ._tokens import BPE, Bytes, File, Tokens, Vocabulary, as_tokens, vocabulary
+from ._tokens import BPE, Kind, Tokens, Vocabulary, as_tokens, vocabulary
 
 __all__ = ["Masked", "masked"]
 
@@ -43,9 +45,10 @@ class Masked(RowsTask):
     `model(input, attention=...)` and gives a `Hidden`, logits `[N, T, V]`, or something with `logits`. Splits other than train are masked once.
 
     Args:
-        data: tinyshakespeare, wikitext2, text or jsonl, as tasks.language has them, or sst2 or tsv, as tasks.text has them, sentence by sentence.
+        data: tinyshakespeare, wikitext2, text or jsonl, as tasks.language has them, or sst2 or tsv, as tasks.text has them, sentence by sentence;
+            or hub, as tasks.language has it.
         root: the folder that holds the data, or the file itself.
-        tokenizer: {kind: bpe, size}, {kind: bytes}, or {kind: file, root: tokenizer.json, eos, begin, pad, mask: its special tokens}.
+        tokenizer: {kind: bpe, size}, {kind: bytes}, or {kind: file, root: tokenizer.json, eos, begin, pad, mask: its special tokens}, or {kind: hf, root}.
         context: T, the tokens of a row, begin and end among them.
         packing: stream (all text in one line, cut to rows) or padded (a document to a row, a longer one cut into several); where it is not given, padded for
             sst2 and tsv, else stream.
@@ -53,6 +56,7 @@ class Masked(RowsTask):
         share: the probability that a token is chosen.
         validation: the share of the training text, before its end, that is held back; 0 for none. A file of its own goes before it.
         test: the share at its end; 0 for none.
+        hub: of data hub, which configuration, revision and columns: {config, revision, text, prompt, completion, messages, label: COLUMN}.
 
     Raises:
         RecipeError: options that cannot be meant.
@@ -74,6 +78,7 @@ class Masked(RowsTask):
         share: float = 0.15,
         validation: float = 0.05,
         test: float = 0.05,
+        hub: Hub | None = None,
     ) -> None:
         super().__init__()
         if data not in get_args(Data):
@@ -84,8 +89,8 @@ class Masked(RowsTask):
             raise RecipeError(f"context is {context}; a row has a begin, an end, and a token between them: 3 or more")
         if not 0 < share <= 1:
             raise RecipeError(f"share is {share:g}; it is the probability that a token is chosen, above 0 and at most 1")
-        self._corpus = Corpus(data, root, apart=documents, turn="{role}: {content}\n", validation=validation, test=test)
-        self._tokenizer: Bytes | BPE | File = as_tokens(tokenizer)
+        self._corpus = Corpus(data, root, apart=documents, turn="{role}: {content}\n", validation=validation, test=test, hub=hub)
+        self._tokenizer: Kind = as_tokens(tokenizer)
         self._context, self._share = context, share
         self._stream = packing == "stream" if packing is not None else data not in ("sst2", "tsv")
 
@@ -99,6 +104,10 @@ class Masked(RowsTask):
         every = [piece for some in pieces.values() for piece in some]
         fields = framed(every, self._context, begin=roles["begin"], eos=roles["eos"], pad=roles["pad"])
         told: dict[str, Any] = {"kind": "masked", "tokenizer": words.told(), "context": self._context, "share": self._share}
+        told["seen"] = {
+            "corpus": digest([*self._corpus.options, self._corpus.hash()]), "tokenizer": words.digest, "context": self._context,
+            "packing": "stream" if self._stream else "padded", "share": self._share,
+        }  # fmt: skip
         if self._corpus.note is not None:
             told["note"] = self._corpus.note
         return Made(fields, rows_of({split: len(some) for split, some in pieces.items()}), words.names, words, told)

@@ -7,7 +7,9 @@ from limbeck.core.knowledge import Knowledge, Reads
 from limbeck.core.task import Batch, Task
 from limbeck.core.teacher import Teacher
 
-from ._store_columns import Recording, check_recorded, columns, keys_of, knowledge
+from ._budget import stand_in
+from ._store_columns import Recording, check_recorded, columns, heads, keys_of, knowledge
+from ._tokens import by_token, counters, counting, flattened, spread, where
 from .frozen import Frozen
 
 __all__ = ["Rehearsed"]
@@ -31,9 +33,20 @@ class Rehearsed(Teacher):
     @torch.no_grad()
     def forward(self, batch: Batch, student: Knowledge | None = None) -> Knowledge:
         said: Knowledge = self.frozen(batch)
+        if by_token(batch) and said.answer.predictions == batch["input"].shape:
+            return self._of_tokens(batch, said)
         found, about = columns(said, keys_of(batch, 1)[0], self.recording)
         check_recorded(self._reads, self.recording.told["features"], about["outputs"])
         return knowledge(found.__getitem__, about, found, self._reads, self.recording.keep, batch["id"].device)
+
+    def _of_tokens(self, batch: Batch, said: Knowledge) -> Knowledge:
+        chosen = counting(batch)
+        at, some = where(batch, chosen, 1), flattened(said, chosen)
+        recording = stand_in(some, self.recording)
+        found, about = columns(some, at.documents, recording, counters(at).to(chosen.device))
+        check_recorded(self._reads, recording.told["features"], about["outputs"])
+        head = {name: value.to(chosen.device) for name, value in heads(some, recording.keep).items()}
+        return spread(knowledge(found.__getitem__, about, found, self._reads, recording.keep, chosen.device, head), chosen)
 
     def after_step(self, student: nn.Module) -> None:
         """It does not follow."""

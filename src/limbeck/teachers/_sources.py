@@ -22,7 +22,7 @@ from limbeck.core.files import sha256
 from limbeck.core.lookup import build, find, source_digest
 from limbeck.core.task import Task
 
-__all__ = ["Called", "Fitted", "Folder", "Http", "Onnx", "OpenAI", "Source", "Voice"]
+__all__ = ["Called", "Fitted", "Folder", "Http", "Onnx", "OpenAI", "Served", "Source", "Voice"]
 
 Ids = Sequence[int] | None
 _NUMBERS = 512
@@ -145,7 +145,7 @@ class Onnx(_Source):
         return Voice(say)
 
 
-class _Served(_Source):
+class Served(_Source):
     """An address on the network."""
 
     url: str = Field(description="where requests are posted")
@@ -165,7 +165,7 @@ class _Served(_Source):
         return Line(self.url, headers=headers, timeout=self.timeout, retries=self.retries, backoff=self.backoff, per_second=self.per_second)
 
 
-class Http(_Served):
+class Http(Served):
     """A server of plain JSON: `{"inputs": [N, ...]}` there and `{"probabilities": [N, C]}` back, under the name that `answers` says."""
 
     kind: Literal["http"] = "http"
@@ -185,7 +185,7 @@ class Http(_Served):
         return Voice(say, self.rows, self.parallel)
 
 
-class OpenAI(_Served):
+class OpenAI(Served):
     """A language model behind an OpenAI-style chat endpoint, one request for each example: the probabilities of the first token of its answer.
 
     A class has the sum of the probabilities of the returned tokens that read as its own token, spaces and case aside; classes are brought to a sum of one.

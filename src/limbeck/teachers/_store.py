@@ -5,7 +5,8 @@ ids.bin       the examples' ids in ascending order, as differences
 rows.bin      the row of each (view, example), where rows do not stand in that order
 NN-NAME.bin   a column: one value of one shape for each record, or for each `every`-th record
 
-`_store_writer.py` writes it. Nothing here needs torch. Shapes: V views, M examples, R = V M records, N rows that are read.
+`_store_writer.py` writes it; `_store_tokens.py` finds records by token in place of example, in folders of the same columns. Nothing here needs torch. Shapes:
+V views, M examples, R = V M records, N rows that are read.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from limbeck.core.errors import ArtifactError, MismatchError
 from limbeck.core.files import digest, read_json
 
-__all__ = ["FORMAT", "Store", "record_count", "row_bytes", "shard_sums"]
+__all__ = ["FORMAT", "Columns", "Store", "check_files", "damaged", "read_header", "record_count", "row_bytes", "shard_sums"]
 
 FORMAT = 1
 RESIDENT = 96 << 20
@@ -53,48 +54,102 @@ def shard_sums(path: Path, sizes: list[int]) -> Iterator[str]:
             yield whole.hexdigest()
 
 
-class Store:
-    """The records of a folder; `open` makes one. A copy, or what another process is sent, opens the folder again."""
+def read_header(folder: Path, *formats: int | str) -> dict[str, Any]:
+    """Return what `store.json` says, of one of these formats and as it was sealed.
+
+    Raises:
+        ArtifactError: no store, one that is not finished, of another format, or damaged.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    if not (folder / "store.json").is_file():
+        way = "its writing did not come to an end: record it again, which goes on from there" if partial.is_dir() else "record one first"
+        raise ArtifactError(f"{folder} is no store of recorded knowledge: {way}")
+    header = read_json(folder / "store.json")
+    if not isinstance(header, dict) or header.get("format") not in formats:
+        told = header.get("format") if isinstance(header, dict) else None
+        raise ArtifactError(f"{folder} is a store of format {told}, and this limbeck reads {formats[0]}: delete it, and it is recorded again")
+    if header.get("seal") != digest({key: value for key, value in header.items() if key != "seal"}):
+        raise ArtifactError(f"{folder / 'store.json'} does not match its own seal: it is damaged; delete {folder}, and it is recorded again")
+    return header
+
+
+def check_files(folder: Path, seal: str, files: Mapping[str, list[tuple[int, str]]], *, verify: bool) -> None:
+    """Compare the size of every file with what was told, `files`: name -> size and SHA-256 of each of its pieces; with `verify`, every byte, once a process.
+
+    Raises:
+        ArtifactError: one that is missing, cut, or changed.
+    """
+    for name, sizes in files.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != sum(size for size, _ in sizes):
+            raise damaged(folder, name, "is missing" if found is None else f"has {found} bytes, not {sum(size for size, _ in sizes)}")
+    if verify:
+        _verify(folder, seal, files)
+
+
+class Columns:
+    """The columns of a folder; `open` makes one. A copy, or what another process is sent, opens the folder again."""
+
+    FORMATS: ClassVar[tuple[int | str, ...]] = (FORMAT,)
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         self.folder, self.header = folder, header
-        self.views: int = header["views"]
-        self.examples: int = header["examples"]
+        self.records: int = header["shards"][-1]["records"]
         self._maps: dict[str, npt.NDArray[Any]] = {}
         self._handles: dict[str, int] = {}
         self._mapped = 0
-        index = header["index"]
-        self._ids = np.cumsum(np.fromfile(folder / "ids.bin", index["dtype"]), dtype=np.int64) + index["first"]
-        self._row = np.memmap(folder / "rows.bin", "<u4", "r", shape=(self.views * self.examples,)) if index["rows"] else None
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> "Store":
+    def open(cls, folder: Path, *, verify: bool = True) -> Self:
         """Open a folder: its header and the size of every file are checked; with `verify`, every byte, once a process.
 
         Raises:
             ArtifactError: no store, one that is not finished, of another format, or damaged.
         """
-        partial = folder.with_name(f"{folder.name}.partial")
-        if not (folder / "store.json").is_file():
-            way = "its writing did not come to an end: record it again, which goes on from there" if partial.is_dir() else "record one first"
-            raise ArtifactError(f"{folder} is no store of recorded knowledge: {way}")
-        header = read_json(folder / "store.json")
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            told = header.get("format") if isinstance(header, dict) else None
-            raise ArtifactError(f"{folder} is a store of format {told}, and this limbeck reads {FORMAT}: delete it, and it is recorded again")
-        if header.get("seal") != digest({key: value for key, value in header.items() if key != "seal"}):
-            raise ArtifactError(f"{folder / 'store.json'} does not match its own seal: it is damaged; delete {folder}, and it is recorded again")
-        files = _files(header)
-        for name, sizes in files.items():
-            found = (folder / name).stat().st_size if (folder / name).is_file() else None
-            if found != sum(size for size, _ in sizes):
-                raise _damaged(folder, name, "is missing" if found is None else f"has {found} bytes, not {sum(size for size, _ in sizes)}")
-        if verify:
-            _verify(folder, header["seal"], files)
+        header = read_header(folder, *cls.FORMATS)
+        check_files(folder, header["seal"], _files(header), verify=verify)
         return cls(folder, header)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.folder,)
+        return _reopened, (type(self), self.folder)
+
+    def read(self, column: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return the values of a column at `rows`, copied: `[N, ...]`; rows count the column's own values."""
+        told = self.header["columns"][column]
+        if column not in self._maps and column not in self._handles:
+            self._open(column, told)
+        if column in self._maps:
+            return self._maps[column][rows]
+        size = row_bytes(told)
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)  # of rows that lie one behind the other
+        spans = zip((rows[starts] * size).tolist(), (np.diff(starts, append=len(rows)) * size).tolist(), strict=True)
+        data = bytearray().join([os.pread(self._handles[column], span, place) for place, span in spans])
+        if len(data) != len(rows) * size:
+            raise damaged(self.folder, told["file"], "is shorter than it was")
+        return np.frombuffer(data, told["dtype"]).reshape(len(rows), *told["shape"])
+
+    def _open(self, column: str, told: Mapping[str, Any]) -> None:
+        """Map a column as long as all that is mapped stays within `RESIDENT`; what is larger is read row by row, and never resident."""
+        path, count = self.folder / told["file"], record_count(told, self.records)
+        self._mapped += count * row_bytes(told)
+        if self._mapped <= RESIDENT:
+            self._maps[column] = np.memmap(path, told["dtype"], "r", shape=(count, *told["shape"]))
+            return
+        self._mapped -= count * row_bytes(told)
+        self._handles[column] = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handles[column])
+
+
+class Store(Columns):
+    """Records by (view, example id)."""
+
+    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+        super().__init__(folder, header)
+        self.views: int = header["views"]
+        self.examples: int = header["examples"]
+        index = header["index"]
+        self._ids = np.cumsum(np.fromfile(folder / "ids.bin", index["dtype"]), dtype=np.int64) + index["first"]
+        self._row = np.memmap(folder / "rows.bin", "<u4", "r", shape=(self.views * self.examples,)) if index["rows"] else None
 
     def rows(self, ids: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the rows `[N]` of the records of `ids [N]` in `views [N]`.
@@ -113,33 +168,9 @@ class Store:
         rows = views * self.examples + place
         return rows if self._row is None else self._row[rows].astype(np.int64)
 
-    def read(self, column: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Return the values of a column at `rows`, copied: `[N, ...]`; rows count the column's own values."""
-        told = self.header["columns"][column]
-        if column not in self._maps and column not in self._handles:
-            self._open(column, told)
-        if column in self._maps:
-            return self._maps[column][rows]
-        size = row_bytes(told)
-        data = bytearray().join([os.pread(self._handles[column], size, place) for place in (rows * size).tolist()])
-        if len(data) != len(rows) * size:
-            raise _damaged(self.folder, told["file"], "is shorter than it was")
-        return np.frombuffer(data, told["dtype"]).reshape(len(rows), *told["shape"])
 
-    def _open(self, column: str, told: Mapping[str, Any]) -> None:
-        """Map a column as long as all that is mapped stays within `RESIDENT`; what is larger is read row by row, and never resident."""
-        path, count = self.folder / told["file"], record_count(told, self.views * self.examples)
-        self._mapped += count * row_bytes(told)
-        if self._mapped <= RESIDENT:
-            self._maps[column] = np.memmap(path, told["dtype"], "r", shape=(count, *told["shape"]))
-            return
-        self._mapped -= count * row_bytes(told)
-        self._handles[column] = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._handles[column])
-
-
-def _reopened(folder: Path) -> Store:
-    return Store.open(folder, verify=False)
+def _reopened(kind: type[Columns], folder: Path) -> Columns:
+    return kind.open(folder, verify=False)
 
 
 def _files(header: Mapping[str, Any]) -> dict[str, list[tuple[int, str]]]:
@@ -148,7 +179,8 @@ def _files(header: Mapping[str, Any]) -> dict[str, list[tuple[int, str]]]:
     for name, column in header["columns"].items():
         ends = [0, *(record_count(column, shard["records"]) * row_bytes(column) for shard in header["shards"])]
         found[column["file"]] = [(end - start, shard["sha256"][name]) for (start, end), shard in zip(pairwise(ends), header["shards"], strict=True)]
-    index = header["index"]
+    if (index := header["index"]) is None:  # whoever holds the folder has one
+        return found
     found["ids.bin"] = [(header["examples"] * np.dtype(index["dtype"]).itemsize, index["sha256"])]
     if index["rows"]:
         found["rows.bin"] = [(header["views"] * header["examples"] * 4, index["rows"])]
@@ -162,9 +194,9 @@ def _verify(folder: Path, seal: str, files: Mapping[str, list[tuple[int, str]]])
     for name, pieces in files.items():
         for place, ((_, told), found) in enumerate(zip(pieces, shard_sums(folder / name, [size for size, _ in pieces]), strict=True)):
             if told != found:
-                raise _damaged(folder, name, f"does not match its checksum in shard {place}")
+                raise damaged(folder, name, f"does not match its checksum in shard {place}")
     _VERIFIED[folder.resolve()] = looks
 
 
-def _damaged(folder: Path, name: str, how: str) -> ArtifactError:
+def damaged(folder: Path, name: str, how: str) -> ArtifactError:
     return ArtifactError(f"{folder / name} {how}: the store is damaged; delete {folder}, and it is recorded again")

@@ -3,7 +3,8 @@
 Shapes: N examples, C classes, k of them kept.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -15,40 +16,37 @@ from torch import Tensor
 
 from limbeck.core.draw import bits, key
 from limbeck.core.errors import DataError, MismatchError, RecipeError
-from limbeck.core.knowledge import Dense, Knowledge, Reads, Response, TopK
+from limbeck.core.knowledge import Dense, Hidden, Knowledge, Reads, Response, TopK
 from limbeck.core.task import Batch
 
-__all__ = ["WITNESSED", "Keep", "Likeliest", "Recording", "Views", "WholeLogits", "check_recorded", "columns", "keys_of", "knowledge", "sketch"]
+from ._keep import Auto, HiddenStates, Keep, Kept, Likeliest, Samples, WholeLogits
+from ._quantized import dequantized, drawn, quantized
+
+__all__ = [
+    "WITNESSED",
+    "Keep",
+    "Likeliest",
+    "Recording",
+    "Views",
+    "WholeLogits",
+    "check_recorded",
+    "columns",
+    "heads",
+    "kept_of",
+    "keys_of",
+    "knowledge",
+    "pieces",
+    "sketch",
+]  # fmt: skip
+
+_LOGITS = 1 << 24
+"""Logits that are multiplied out at once."""
 
 WITNESSED = 16
 """One record in so many also keeps a sketch of the input that the teacher saw."""
 
 
-class _Kind(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class WholeLogits(_Kind):
-    """Every logit."""
-
-    kind: Literal["dense"] = "dense"
-
-
-class Likeliest(_Kind):
-    """The `k` likeliest classes at one temperature, and the probability of all others together.
-
-    `tail: bucket` tells the student that mass, as one class of its own; `renormalized_biased` leaves it out and makes the k sum to one, which teaches that the
-    others are impossible (a matter of reading: the store holds the mass either way).
-    """
-
-    kind: Literal["topk"] = "topk"
-    k: int = Field(ge=1)
-    temperature: float = Field(gt=0, allow_inf_nan=False)
-    tail: Literal["bucket", "renormalized_biased"] = "bucket"
-
-
 Views = Annotated[int, Field(ge=1)]
-Keep = Annotated[WholeLogits | Likeliest, Field(discriminator="kind")]
 
 
 class Recording(BaseModel):
@@ -68,7 +66,7 @@ class Recording(BaseModel):
 
     @property
     def told(self) -> dict[str, Any]:
-        """What the records depend on, JSON-able, defaults filled in."""
+        """What the records depend on, JSON-able, defaults filled in; `dtype` is of all but the states, which have their own."""
         usual = "float16" if isinstance(self.keep, Likeliest) else "float32"
         kept = self.keep.model_dump(exclude={"tail"})
         return {"views": self.views, "keep": kept, "features": sorted(set(self.features)), "input": self.input, "dtype": self.dtype or usual}
@@ -96,6 +94,13 @@ def keys_of(batch: Batch, views: int) -> tuple[npt.NDArray[np.int64], npt.NDArra
     return ids, np.zeros_like(ids)
 
 
+def kept_of(told: Mapping[str, Any]) -> Kept:
+    """Return what is kept, as a store's header tells it."""
+    keep = Recording.model_validate({"keep": told}).keep
+    assert not isinstance(keep, Auto)
+    return keep
+
+
 def check_recorded(reads: Reads, features: Sequence[str], outputs: Iterable[str]) -> None:
     """Refuse what an objective reads of a teacher and a store does not hold.
 
@@ -114,29 +119,95 @@ def check_recorded(reads: Reads, features: Sequence[str], outputs: Iterable[str]
         raise MismatchError(f"{said} the shapes of all its layers: name the layers in the place of layers: auto, and record them")
 
 
-def columns(said: Knowledge, ids: npt.NDArray[np.int64], recording: Recording) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+@torch.no_grad()
+def columns(
+    said: Knowledge, ids: npt.NDArray[np.int64], recording: Recording, counters: Tensor | None = None
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Return what a store keeps of knowledge, column -> values `[N, ...]`, and what a reader must know of its outputs.
+
+    Of tokens, `counters [N]` say what is drawn of each.
 
     Raises:
         RecipeError: more likeliest classes than there are others.
         MismatchError: answers whose first axis is not that of the ids, or that are no choice of one class where the likeliest are to be kept.
         DataError: values that are not finite, or beyond the precision.
     """
-    told = recording.told
-    outputs = {name: said.whole(name) for name in said.outputs}
+    told, keep = recording.told, recording.keep
     found: dict[str, npt.NDArray[Any]] = {}
-    for name, one in outputs.items():
-        if isinstance(recording.keep, Likeliest):
-            found |= {f"output.{name}.{part}": value for part, value in _likeliest(one, ids, recording.keep, told["dtype"]).items()}
-        else:
-            found[f"output.{name}"] = _fitted(one.logits, ids, told["dtype"], f"logits ({name})")
+    for name, one in said.outputs.items():
+        if isinstance(keep, (HiddenStates, Samples)) and counters is None:
+            raise RecipeError(f"keep: {{kind: {keep.kind}}} is of answers for each token of a text: take dense or topk for one answer an example")
+        if isinstance(keep, HiddenStates):
+            found |= {f"output.{name}.{part}": value for part, value in _states(one, ids, keep).items()}
+            continue
+        parts = list[dict[str, npt.NDArray[Any]]]()
+        for at, piece in pieces(one if isinstance(one, Hidden) else said.whole(name)):
+            if isinstance(keep, Likeliest):
+                parts.append({f".{part}": value for part, value in _likeliest(piece, ids[at], keep, told["dtype"]).items()})
+            elif isinstance(keep, Samples):
+                assert counters is not None
+                parts.append({f".{part}": value for part, value in _samples(piece, ids[at], keep, counters[at]).items()})
+            else:
+                parts.append({"": _fitted(piece.logits, ids[at], told["dtype"], f"logits ({name})")})
+        found |= {f"output.{name}{part}": np.concatenate([one[part] for one in parts]) if len(parts) > 1 else parts[0][part] for part in parts[0]}
     found |= {f"feature.{path}": _fitted(said.feature(path), ids, told["dtype"], f"feature {path!r}") for path in told["features"]}
     if said.mask is not None:
         found["mask"] = said.mask.cpu().numpy().astype("u1")
     for name, value in found.items():
         if value.shape[:1] != ids.shape:
             raise MismatchError(f"the teacher's {name} is {list(value.shape)} for {len(ids)} ids: what is recorded has a row for each example")
-    return found, {"outputs": {name: {"link": one.link, "classes": one.classes} for name, one in outputs.items()}}
+    about = {name: {"link": one.link, "classes": one.classes} | _head_of(one, keep) for name, one in said.outputs.items()}
+    return found, {"outputs": about}
+
+
+def pieces(said: Response) -> Iterator[tuple[slice, Dense]]:
+    """Give an answer's rows as whole logits, a head's multiplied out some rows at a time."""
+    if not isinstance(said, Hidden):
+        assert isinstance(said, Dense)
+        yield slice(None), said
+        return
+    count, rows = len(said.states), max(1, _LOGITS // said.classes)
+    for first in range(0, max(count, 1), rows):
+        at = slice(first, min(first + rows, count))
+        yield at, Dense(replace(said, states=said.states[at]).logits, said.link)
+
+
+def heads(said: Knowledge, keep: Keep) -> dict[str, Tensor]:
+    """Return the heads that states are kept of, by output and part."""
+    found: dict[str, Tensor] = {}
+    for name, one in said.outputs.items() if isinstance(keep, HiddenStates) else ():
+        assert isinstance(one, Hidden)
+        found |= {f"{name}.{part}": value.detach().cpu().contiguous() for part, value in (("weight", one.weight), ("bias", one.bias)) if value is not None}
+    return found
+
+
+def _head_of(said: Response, keep: Keep) -> dict[str, Any]:
+    return {"scale": said.scale, "softcap": said.softcap} if isinstance(said, Hidden) and isinstance(keep, HiddenStates) else {}
+
+
+def _states(said: Response, ids: npt.NDArray[np.int64], keep: HiddenStates) -> dict[str, npt.NDArray[Any]]:
+    if not isinstance(said, Hidden):
+        raise MismatchError(
+            f"keep: {{kind: hidden}} keeps the states before a head, and the teacher gives {said.classes} logits alone: keep: {{kind: topk, k: 64, "
+            "temperature: 1.0}, or {kind: dense}, or a model that answers a Hidden, such as gpt"
+        )
+    _check_finite(said.states, ids, "states", minus_infinity=False)
+    return quantized(said.states, keep.dtype)
+
+
+def _samples(said: Dense, ids: npt.NDArray[np.int64], keep: Samples, counters: Tensor) -> dict[str, npt.NDArray[Any]]:
+    if said.link != "softmax":
+        raise MismatchError(f"samples are of a choice of one class, and the teacher's answers are {said.link}: keep: {{kind: dense}}")
+    if keep.count >= said.classes:
+        raise RecipeError(f"keep.count is {keep.count}, and the teacher knows {said.classes} classes: take fewer than that, or keep: {{kind: dense}}")
+    _check_finite(said.logits, ids, "logits", minus_infinity=True)
+    indices, counts = drawn(said.logits, counters, keep.count, keep.temperature)
+    return {"indices": indices.cpu().numpy().astype(_narrow(said.classes)), "counts": counts.cpu().numpy().astype(_narrow(keep.count + 1, least=np.uint8))}
+
+
+def _narrow(values: int, least: Any = np.uint16) -> Any:
+    """The narrowest unsigned numbers that tell so many values apart."""
+    return next(kind for kind in (least, np.uint16, np.uint32) if values <= np.iinfo(kind).max + 1)
 
 
 def _likeliest(said: Dense, ids: npt.NDArray[np.int64], keep: Likeliest, dtype: str) -> dict[str, npt.NDArray[Any]]:
@@ -149,11 +220,9 @@ def _likeliest(said: Dense, ids: npt.NDArray[np.int64], keep: Likeliest, dtype: 
     log_p = (logits / keep.temperature).log_softmax(-1)
     kept, indices = log_p.topk(keep.k)
     tail = log_p.scatter(-1, indices, float("-inf")).logsumexp(-1)
-    narrow = np.uint16 if said.classes <= 1 << 16 else np.uint32
     with np.errstate(over="ignore"):  # a logarithm below the precision's least is that of nothing
-        return {
-            "log_probs": kept.cpu().numpy().astype(dtype), "indices": indices.cpu().numpy().astype(narrow), "log_tail": tail.cpu().numpy().astype(dtype),
-        }  # fmt: skip
+        few = {"log_probs": kept.cpu().numpy().astype(dtype), "log_tail": tail.cpu().numpy().astype(dtype)}
+        return {"log_probs": few["log_probs"], "indices": indices.cpu().numpy().astype(_narrow(said.classes)), "log_tail": few["log_tail"]}
 
 
 def _fitted(value: Tensor, ids: npt.NDArray[np.int64], dtype: str, what: str) -> npt.NDArray[Any]:
@@ -174,20 +243,40 @@ def _check_finite(value: Tensor, ids: npt.NDArray[np.int64], what: str, *, minus
 
 
 def knowledge(
-    read: Callable[[str], npt.NDArray[Any]], about: Mapping[str, Any], has: Mapping[str, Any], reads: Reads, keep: WholeLogits | Likeliest, device: torch.device
+    read: Callable[[str], npt.NDArray[Any]],
+    about: Mapping[str, Any],
+    has: Mapping[str, Any],
+    reads: Reads,
+    keep: Keep,
+    device: torch.device,
+    head: Mapping[str, Tensor] | None = None,
 ) -> Knowledge:
-    """Return what was recorded as knowledge in float32, on `device`: `read` gives a column's values `[N, ...]`, of those that the store `has`."""
+    """Return what was recorded as knowledge in float32, on `device`: `read` gives a column's values `[N, ...]`, of those that the store `has`.
+
+    `head` has the heads of states, by output and part.
+    """
 
     def column(name: str) -> Tensor:
-        return torch.from_numpy(read(name).astype(np.float32, copy=False)).to(device)
+        return torch.from_numpy(read(name)).to(device).float()
 
     outputs: dict[str, Response] = {}
     for name, told in about["outputs"].items():
         if isinstance(keep, WholeLogits):
             outputs[name] = Dense(column(f"output.{name}"), told["link"])
             continue
+        if isinstance(keep, HiddenStates):
+            assert head is not None
+            states = dequantized(lambda part, name=name: read(f"output.{name}.{part}"), keep.dtype).to(device)
+            outputs[name] = Hidden(states, head[f"{name}.weight"], head.get(f"{name}.bias"), told["scale"], told["softcap"], told["link"])
+            continue
+        if isinstance(keep, Samples):
+            indices = torch.from_numpy(read(f"output.{name}.indices").astype(np.int64)).to(device)
+            log_probs = (column(f"output.{name}.counts") / keep.count).log()
+            outputs[name] = TopK(log_probs, indices, torch.full_like(log_probs[:, 0], float("-inf")), keep.temperature, told["classes"])
+            continue
+        assert isinstance(keep, Likeliest)
         log_probs, log_tail = column(f"output.{name}.log_probs"), column(f"output.{name}.log_tail")
-        indices = torch.from_numpy(read(f"output.{name}.indices").astype(np.int64)).to(device)
+        indices = torch.from_numpy(read(f"output.{name}.indices")).to(device).long()
         if keep.tail == "renormalized_biased":
             log_tail = torch.full_like(log_tail, float("-inf"))
         whole = torch.cat([log_probs, log_tail.unsqueeze(-1)], -1).logsumexp(-1)  # one, but for rounding

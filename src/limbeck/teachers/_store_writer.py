@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,10 @@ from limbeck.core.files import atomic_write, digest, lock, read_json, sha256, st
 
 from ._store import FORMAT, record_count, row_bytes, shard_sums
 
-__all__ = ["Writer", "writing"]
+__all__ = ["Index", "Writer", "writing"]
+
+Index = Callable[[Path, npt.NDArray[np.int64], Mapping[str, Any]], dict[str, Any]]
+"""Makes what records are found by, when all are there: (folder, keys `[R, 2]`, plan) -> what `store.json` says of it."""
 
 SHARD_BYTES, SHARD_SECONDS = 64 << 20, 10.0
 """When a shard is closed: what a kill may cost."""
@@ -35,8 +38,10 @@ _OWN = {_KEYS: {"file": "keys.bin", "dtype": "<i8", "shape": [2], "every": 1}}
 
 
 @contextmanager
-def writing(folder: Path, plan: Mapping[str, Any]) -> "Iterator[Writer]":
+def writing(folder: Path, plan: Mapping[str, Any], index: Index | None = None) -> "Iterator[Writer]":
     """Give a writer of the store `folder`; what it holds stays in `folder.partial` until `seal`, also when the block ends by an error.
+
+    Records are found by example and view unless there is another `index`.
 
     Raises:
         LockedError: another process is writing it.
@@ -49,7 +54,7 @@ def writing(folder: Path, plan: Mapping[str, Any]) -> "Iterator[Writer]":
                 if path.name != ".lock":
                     path.unlink()
         write_json(partial / "plan.json", dict(plan))
-        writer = Writer(folder, partial, plan)
+        writer = Writer(folder, partial, plan, index or _by_example)
         try:
             yield writer
         finally:
@@ -59,8 +64,8 @@ def writing(folder: Path, plan: Mapping[str, Any]) -> "Iterator[Writer]":
 class Writer:
     """Records added batch by batch; `keys [R, 2]` are the ids and views of those that are there already, taken over from a writer that was killed."""
 
-    def __init__(self, folder: Path, partial: Path, plan: Mapping[str, Any]) -> None:
-        self._folder, self._partial, self._plan = folder, partial, plan
+    def __init__(self, folder: Path, partial: Path, plan: Mapping[str, Any], index: Index) -> None:
+        self._folder, self._partial, self._plan, self._by = folder, partial, plan, index
         self._columns: dict[str, dict[str, Any]] = {}
         self._about: dict[str, Any] = {}
         self._shards: list[dict[str, Any]] = []
@@ -176,39 +181,17 @@ class Writer:
         if self._folder.exists():
             shutil.rmtree(self._folder)
         os.replace(self._partial, self._folder)
-        (self._folder / "plan.json").unlink()
+        (self._folder / "plan.json").unlink(missing_ok=True)  # of a part, whoever closes the whole may have taken it already
 
     def _index(self) -> None:
         keys = np.fromfile(self._partial / "keys.bin", "<i8").reshape(-1, 2) if self._records else self.keys
-        ids, views = keys.T
-        count = len(np.unique(views))
         if not len(keys):
             raise DataError("there is nothing to record: the loader gave no batch")
-        order = np.lexsort((ids, views))
-        pairs = keys[order]
-        if (again := (pairs[1:] == pairs[:-1]).all(1)).any():
-            twice = pairs[1:][again][0]
-            raise DataError(f"example {twice[0]} came twice in view {twice[1]}: an id must mean one example, and a pass over the data show each once")
-        wanted: int = self._plan["recording"]["views"]
-        if count != wanted or len(keys) % count or (pairs[:, 0].reshape(count, -1) != pairs[: len(keys) // count, 0]).any() or views.max() >= count:
-            sizes = dict(zip(*(one.tolist() for one in np.unique(views, return_counts=True)), strict=True))
-            told = ", ".join(f"view {view}: {size} examples" for view, size in sizes.items())
-            raise DataError(f"{wanted} views of the same examples are to be recorded, and these came: {told}; give every example once in each view, from 0 on")
-        examples = pairs[: len(keys) // count, 0]
-        gaps = np.diff(examples, prepend=examples[:1])
-        narrow = next(kind for kind in ("<u1", "<u2", "<u4", "<i8") if gaps.max() <= np.iinfo(kind).max)
-        _write(self._partial / "ids.bin", gaps.astype(narrow))
-        in_order = bool((order == np.arange(len(order))).all())
-        if not in_order:
-            _write(self._partial / "rows.bin", order.astype("<u4"))
+        found = self._by(self._partial, keys, self._plan)
         columns = {name: told for name, told in self._columns.items() if name not in _OWN}
         header = {
-            **self._plan, "format": FORMAT, "views": count, "examples": len(examples), "columns": columns, "about": self._about,
-            "shards": [{**one, "sha256": {name: one["sha256"][name] for name in columns}} for one in self._shards],
-            "index": {
-                "first": int(examples[0]), "dtype": narrow, "sha256": sha256(self._partial / "ids.bin"),
-                "rows": None if in_order else sha256(self._partial / "rows.bin"),
-            },
+            **self._plan, "format": FORMAT, "columns": columns, "about": self._about,
+            "shards": [{**one, "sha256": {name: one["sha256"][name] for name in columns}} for one in self._shards], **found,
         }  # fmt: skip
         write_json(self._partial / "store.json", {**header, "seal": digest(header)})
 
@@ -216,6 +199,33 @@ class Writer:
         """Close what is open; a shard that is not whole is not counted."""
         for stream in self._streams.values():
             stream.close()
+
+
+def _by_example(partial: Path, keys: npt.NDArray[np.int64], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The index of records whose keys are ids and views: every example in every view, once."""
+    ids, views = keys.T
+    count = len(np.unique(views))
+    order = np.lexsort((ids, views))
+    pairs = keys[order]
+    if (again := (pairs[1:] == pairs[:-1]).all(1)).any():
+        twice = pairs[1:][again][0]
+        raise DataError(f"example {twice[0]} came twice in view {twice[1]}: an id must mean one example, and a pass over the data show each once")
+    wanted: int = plan["recording"]["views"]
+    if count != wanted or len(keys) % count or (pairs[:, 0].reshape(count, -1) != pairs[: len(keys) // count, 0]).any() or views.max() >= count:
+        sizes = dict(zip(*(one.tolist() for one in np.unique(views, return_counts=True)), strict=True))
+        told = ", ".join(f"view {view}: {size} examples" for view, size in sizes.items())
+        raise DataError(f"{wanted} views of the same examples are to be recorded, and these came: {told}; give every example once in each view, from 0 on")
+    examples = pairs[: len(keys) // count, 0]
+    gaps = np.diff(examples, prepend=examples[:1])
+    narrow = next(kind for kind in ("<u1", "<u2", "<u4", "<i8") if gaps.max() <= np.iinfo(kind).max)
+    _write(partial / "ids.bin", gaps.astype(narrow))
+    in_order = bool((order == np.arange(len(order))).all())
+    if not in_order:
+        _write(partial / "rows.bin", order.astype("<u4"))
+    index = {
+        "first": int(examples[0]), "dtype": narrow, "sha256": sha256(partial / "ids.bin"), "rows": None if in_order else sha256(partial / "rows.bin"),
+    }  # fmt: skip
+    return {"views": count, "examples": len(examples), "index": index}
 
 
 def _write(path: Path, values: npt.NDArray[Any]) -> None:

@@ -4,7 +4,6 @@ Shapes: N examples of a batch, C classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from limbeck.core.task import Batch, Task
 from limbeck.core.teacher import Teacher
 
 from ._answers import Answers, responses
+from ._at_once import at_once
 from ._kept import Kept, keys_of
 from ._sources import Fitted, Folder, OpenAI, Source, Voice
 
@@ -154,23 +154,7 @@ class BlackBox(Teacher):
 
             return responses(said, self._answers, count=len(part), classes=self._classes, confidence=self._confidence, floor=self._floor, who=who)
 
-        if voice.parallel == 1 or len(parts) < 2:
-            yield from ((part, one(part)) for part in parts)
-            return
-        trouble: BaseException | None = None
-        with ThreadPoolExecutor(voice.parallel) as pool:
-            waiting: dict[Future[np.ndarray], Sequence[int]] = {pool.submit(one, part): part for part in parts}
-            for answer in as_completed(waiting):
-                if answer.cancelled():
-                    continue
-                if (error := answer.exception()) is None:
-                    yield waiting[answer], answer.result()
-                elif trouble is None:  # what is under way still counts, what is not is dropped
-                    trouble = error
-                    for other in waiting:
-                        other.cancel()
-        if trouble is not None:
-            raise trouble
+        yield from at_once(parts, one, voice.parallel)
 
     def after_step(self, student: nn.Module) -> None:
         """A black box does not follow."""

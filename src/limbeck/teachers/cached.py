@@ -11,15 +11,19 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError
 from limbeck.core.knowledge import Knowledge, Reads
 from limbeck.core.task import Batch, Task
 from limbeck.core.teacher import Teacher
 
-from ._store import Store
-from ._store_columns import WITNESSED, Keep, Likeliest, Views, WholeLogits, check_recorded, keys_of, knowledge, sketch
+from ._keep import Auto, Kept
+from ._store import FORMAT, Store, read_header
+from ._store_columns import WITNESSED, Keep, Views, check_recorded, kept_of, keys_of, knowledge, sketch
+from ._store_tokens import HEADS, TOKENS, Tokens
+from ._tokens import Where, by_token, counting, otherwise, seen, spread, where
 
 __all__ = ["Cached"]
 
@@ -34,13 +38,20 @@ class Cached(Teacher):
     have learnt from the teacher itself on these views. In a recipe the store is made on the way, in the run's `knowledge/`, and addressed by what it depends
     on; in Python `limbeck.pipeline.recorded.record` makes one. What is left out of the options is as the store has it.
 
+    Of a text it is recorded what was said of each token that counts, by document and place: another shuffle, batch size, or packing of documents that fit the
+    context reads the same store. Tokens that were seen in other company are refused.
+
     Args:
         views: K, the draws of the augmentation that are recorded of each example; 1 when it is recorded and this is left out.
         keep: {kind: dense} for whole logits; {kind: topk, k: 16, temperature: 4.0} for the k likeliest classes at one temperature and the mass of all others,
-            tail: bucket (one class) or renormalized_biased (left out). Whole logits when it is recorded and this is left out.
+            tail: bucket (one class) or renormalized_biased (left out). Of a text also {kind: hidden, dtype: float32, bfloat16 or int8}, the states before the
+            head, for any divergence at any temperature; {kind: samples, count: 50, temperature: 1.0}, draws with replacement; {kind: auto, bytes: 300} or
+            {kind: auto, nats: 0.01}, whichever errs least in so many bytes a token, or takes the fewest for that error. Whole logits when it is recorded and
+            this is left out.
         features: layers whose activations are recorded too, by module path.
         input: the field of a batch that the teacher was asked about; `paired` is a transfer set's other modality.
-        dtype: float16 or float32, of all numbers; float32 for whole logits and float16 for the likeliest classes when it is recorded and this is left out.
+        dtype: float16 or float32, of all numbers but states; float32 for whole logits and float16 for the likeliest classes when it is recorded and this is
+            left out.
         verify: compare every byte with its checksum when the store is opened, once a process; without it, the header and the files' sizes.
 
     Raises:
@@ -49,6 +60,7 @@ class Cached(Teacher):
 
     Example:
         {kind: cached, of: teacher, views: 4, keep: {kind: topk, k: 8, temperature: 4.0}}
+        {kind: cached, of: teacher, keep: {kind: hidden}}
     """
 
     def __init__(
@@ -63,7 +75,8 @@ class Cached(Teacher):
         verify: bool = True,
     ) -> None:
         super().__init__()
-        self._store = Store.open(Path(store), verify=verify)
+        tokens = read_header(Path(store), FORMAT, TOKENS)["format"] == TOKENS
+        self._store: Store | Tokens = (Tokens if tokens else Store).open(Path(store), verify=verify)
         told = self._store.header["recording"]
         given = {
             "views": views,
@@ -79,22 +92,63 @@ class Cached(Teacher):
                 )
         self.views = self._store.views
         self.seal: str = self._store.header["seal"]
-        self.keep: WholeLogits | Likeliest = keep or (WholeLogits() if told["keep"]["kind"] == "dense" else Likeliest(**told["keep"]))
+        kept = kept_of(self._store.header["chosen"]["keep"] if tokens else told["keep"])
+        self.keep: Kept = kept if keep is None or isinstance(keep, Auto) else keep
+        self._head: dict[torch.device, dict[str, Tensor]] = {}
         self._input: str = told["input"]
         self._reads = Reads()
 
     def prepare(self, reads: Reads, task: Task) -> None:
-        """Raises MismatchError for what was not recorded."""
+        """Raises MismatchError for what was not recorded, or was recorded of another text than the task's."""
         check_recorded(reads, self._store.header["recording"]["features"], self._store.header["about"]["outputs"])
         self._reads = reads
+        if isinstance(self._store, Tokens) and (then := self._store.header["made_of"].get("seen")) is not None:
+            now = task.facts().preprocess.get("seen")
+            if now is not None and (other := otherwise(then, now)) is not None:
+                raise MismatchError(f"{self._store.folder} does not fit the task: {other}; record it for this task into another folder")
 
     @torch.no_grad()
     def forward(self, batch: Batch, student: Knowledge | None = None) -> Knowledge:
         store = self._store
+        if isinstance(store, Tokens):
+            return self._of_tokens(batch, store)
         rows = store.rows(*keys_of(batch, store.views))
         self._compare(batch, rows)
         device = batch["id"].device
         return knowledge(lambda name: store.read(name, rows), store.header["about"], store.header["columns"], self._reads, self.keep, device)
+
+    def _of_tokens(self, batch: Batch, store: Tokens) -> Knowledge:
+        if not by_token(batch):
+            raise MismatchError(
+                f"{store.folder} holds what was said of each token, and the batch is no rows of tokens with a label each (fields {', '.join(batch)}): teach a "
+                "task of texts, language or masked"
+            )
+        chosen = counting(batch)
+        at = where(batch, chosen, store.views)
+        rows = store.rows(*at)
+        self._compare_tokens(batch, chosen, at, rows, store)
+        device = batch["input"].device
+        head = self._heads(store, device)
+        said = knowledge(lambda name: store.read(name, rows), store.header["about"], store.header["columns"], self._reads, self.keep, device, head)
+        return spread(said, chosen)
+
+    def _heads(self, store: Tokens, device: torch.device) -> dict[str, Tensor]:
+        if device not in self._head and store.header["about"]["heads"] is not None:
+            self._head[device] = {name: value.to(device) for name, value in load_file(store.folder / HEADS).items()}
+        return self._head.get(device, {})
+
+    def _compare_tokens(self, batch: Batch, chosen: Tensor, at: Where, rows: npt.NDArray[np.int64], store: Tokens) -> None:
+        """Refuse tokens that stand behind others than those behind which the teacher saw them, told by the records that have a witness."""
+        if self._input not in batch:
+            return
+        some, then = store.witnesses(rows)
+        now = seen(batch[self._input], batch)[chosen].cpu().numpy()[some]
+        if (other := now != then).any():
+            one = some[other][0]
+            raise MismatchError(
+                f"place {at.places[one]} of document {at.documents[one]} in view {at.views[one]} stands behind other tokens than when {store.folder} was "
+                f"recorded ({int(other.sum())} of {len(some)} compared differ): another corpus, tokenizer, context, cut or seed; record it for these"
+            )
 
     def _compare(self, batch: Batch, rows: npt.NDArray[np.int64]) -> None:
         """Refuse inputs that are not those which the teacher saw, told by the records that have a sketch of theirs."""

@@ -141,3 +141,21 @@ def test_what_cannot_be_meant_is_refused() -> None:
         MiniLM(relations={"a": "a"}, attention={"a": "b"})
     with pytest.raises(RecipeError, match="heads is 0"):
         MiniLM(relations={"a": "a"}, heads=0)
+
+
+def test_a_padded_batch_costs_what_its_tokens_cost_alone():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True), torch.randn(3, 5, 8, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]])
+    found = minilm_loss(ours, theirs, heads=2, mask=mask)
+    want = torch.cat([minilm_loss(ours[:1], theirs[:1], heads=2), minilm_loss(ours[1:2, :3], theirs[1:2, :3], heads=2), torch.zeros(1, dtype=torch.float64)])
+    torch.testing.assert_close(found, want)
+    found.sum().backward()
+    assert ours.grad is not None and ours.grad.isfinite().all()
+    assert (ours.grad[mask == 0] == 0).all()
+    scores = torch.randn(2, 3, 2, 5, 5, dtype=torch.float64).masked_fill(mask[:, None, None, :] == 0, -1e9)
+    a, b = scores.softmax(-1)
+    alone = minilm_attention_loss(a[1:2, :, :3, :3], b[1:2, :, :3, :3])
+    torch.testing.assert_close(minilm_attention_loss(a, b, mask=mask)[1:2], alone)
+    with pytest.raises(MismatchError, match="one number a token"):
+        minilm_loss(ours, theirs, heads=2, mask=mask[:, :4])

@@ -119,3 +119,15 @@ def test_what_cannot_be_meant_is_refused() -> None:
         Transformer(hidden={"block.*": "blocks.*"}).choose(few, many)
     with pytest.raises(RecipeError, match=r"one \* on each side"):
         Transformer(hidden={"blocks.*": "blocks.1"}).choose(few, many)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4), (3, 2, 5, 5)])
+def test_a_padded_batch_costs_what_its_tokens_cost_alone(shape):
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]])
+    cut = (slice(1, 2), slice(None), slice(3), slice(3)) if len(shape) == 4 else (slice(1, 2), slice(3))
+    want = torch.cat([transformer_loss(ours[:1], theirs[:1]), transformer_loss(ours[cut], theirs[cut]), torch.zeros(1, dtype=torch.float64)])
+    torch.testing.assert_close(transformer_loss(ours, theirs, mask=mask), want)
+    with pytest.raises(MismatchError, match="one number a token"):
+        transformer_loss(ours, theirs, mask=mask[:, :4])

@@ -107,7 +107,7 @@ def operated(model: nn.Module, found: Sequence[Family], whole: Mapping[str, str]
     able = [family for family in found if family.units > 1]
     if not able:
         why = "; ".join(f"{path}: {reason}" for path, reason in whole.items()) or "it has no layers of that kind with two units or more"
-        raise MismatchError(f"{how.part} finds nothing to prune in {type(model).__name__}: {why}")
+        raise MismatchError(f"{how.part} finds nothing to prune in {type(model).__name__}: {why}; a language model is made narrower by prune.width")
     _check(model, [(family, torch.tensor([family.units // 2])) for family in able], ask)  # before anything that takes long
     judged, unknown = scores(model, able, how.saliency, how.weighed, how.normalize, bench)
     chooser = Chooser(judged, how.scope, how.least)

@@ -46,7 +46,7 @@ def residual_blocks(model: nn.Module, ask: Ask) -> list[str]:
     if not blocks:
         raise MismatchError(
             f"prune.blocks finds no residual block in {type(model).__name__}: a module that gives what it reads, in one shape, once its weights are zero; "
-            "name the layers that may be taken out by among, or prune its channels"
+            "name the layers that may be taken out by among, or prune its channels; of a language model leave layers by prune.layers"
         )
     return blocks
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import MismatchError, RecipeError
-from limbeck.core.knowledge import Knowledge
+from limbeck.core.knowledge import Knowledge, Needs, Reads
 from limbeck.core.task import Batch
 from limbeck.objectives._layered import Layered
 from limbeck.objectives._precision import at_least_float32, place
@@ -21,14 +21,15 @@ from ._uniform import is_pattern, uniform
 __all__ = ["Transformer", "transformer_loss"]
 
 
-def transformer_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def transformer_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Return the mean of the squared differences over an example's elements: (1 / h) sum_a MSE(A_a, B_a) of attention, MSE(H W, G) of hidden states.
 
     Attention `[N, h, T, T]`, hidden states `[N, T, D]` or `[N, D]`, of one shape on both sides, give `[N]`. Where both exclude a place by one number, be it
-    -inf, it counts as matched.
+    -inf, it counts as matched. Of tokens only those where `mask [N, T]` is not 0 count, if it is given, of attention only that between two of them; an
+    example without any has 0.
 
     Raises:
-        MismatchError: unequal shapes.
+        MismatchError: unequal shapes, or a mask that does not fit them.
 
     >>> import torch
     >>> transformer_loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]]))
@@ -37,7 +38,16 @@ def transformer_loss(student: Tensor, teacher: Tensor) -> Tensor:
     if student.shape != teacher.shape:
         raise MismatchError(f"the student gives {list(student.shape)} and the teacher {list(teacher.shape)}: both must be of one shape")
     ours, theirs = at_least_float32(student), at_least_float32(teacher.detach())
-    return (ours - theirs).masked_fill(ours == theirs, 0.0).square().flatten(1).mean(1)
+    each = (ours - theirs).masked_fill(ours == theirs, 0.0).square()
+    if mask is None or student.ndim == 2:
+        return each.flatten(1).mean(1)
+    if mask.shape != (len(student), student.shape[-2]):
+        raise MismatchError(
+            f"the mask is {list(mask.shape)}, and the features are of {len(student)} examples of {student.shape[-2]} tokens: one number a token"
+        )
+    real = (mask != 0).to(each.dtype)
+    counts = real[:, None, :, None] * real[:, None, None, :] if student.ndim == 4 else real[:, :, None]
+    return torch.where(counts != 0, each, 0.0).flatten(1).sum(1) / counts.expand_as(each).flatten(1).sum(1).clamp(min=1)
 
 
 class Transformer(Layered):
@@ -56,6 +66,7 @@ class Transformer(Layered):
     Args:
         hidden: student's layer -> teacher's layer, each giving hidden states [N, T, D] or [N, D].
         attention: student's layer -> teacher's layer, each giving attention [N, heads, T, T], of as many heads.
+        mask: the batch's field `[N, T]` that is 0 at padding, such as attention; None counts every token.
 
     Raises:
         RecipeError: nothing to match.
@@ -65,8 +76,9 @@ class Transformer(Layered):
         {kind: attention.transformer, hidden: {sequence: sequence}, attention: {attention: attention}, weight: 1.0}
     """
 
-    def __init__(self, *, hidden: dict[str, str] | None = None, attention: dict[str, str] | None = None) -> None:
+    def __init__(self, *, hidden: dict[str, str] | None = None, attention: dict[str, str] | None = None, mask: str | None = None) -> None:
         super().__init__("auto")
+        self.mask = mask
         if not (hidden or attention):
             raise RecipeError("Transformer has nothing to match: write hidden: {blocks.*: blocks.*} (student: teacher), attention:, or both")
         self._named = {"hidden": list((hidden or {}).items()), "attention": list((attention or {}).items())}
@@ -74,6 +86,9 @@ class Transformer(Layered):
         self._pairs = [both for pairs in self._named.values() for both in pairs if not any(map(is_pattern, both))]
         self.undecided = len(self._pairs) < sum(map(len, self._named.values()))
         self.projectors = nn.ModuleDict()
+
+    def reading(self, student: Reads, teacher: Reads) -> Needs:
+        return Needs(student, teacher, fields=frozenset() if self.mask is None else frozenset({self.mask}))
 
     def paired(self, student: Knowledge, teacher: Knowledge) -> list[tuple[str, str]]:
         hidden, attention = (
@@ -100,8 +115,9 @@ class Transformer(Layered):
                 self.projectors[name] = nn.Linear(ours.shape[-1], theirs.shape[-1], bias=False, **place(ours))
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
+        mask = None if self.mask is None else batch[self.mask]
         losses = [
-            transformer_loss(self._projected(ours, theirs) if index < self._hidden else ours, theirs)
+            transformer_loss(self._projected(ours, theirs) if index < self._hidden else ours, theirs, mask=mask)
             for index, (ours, theirs) in enumerate(self.matched(student, teacher))
         ]
         return torch.stack(losses).sum(0)

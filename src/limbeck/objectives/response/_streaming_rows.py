@@ -20,6 +20,8 @@ __all__ = ["Job", "Rows"]
 Seen = tuple[Tensor | None, Tensor | None]
 """Probabilities of student and target, where these are of whole rows."""
 _NEVER = float("-inf")
+_LITTLE = 1e-30
+"""Probability of all others together above which it is the sum of theirs; below, they are too small for numbers of 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ class Rows:
         self.totals = each(job.divergence.total or 0.0)  # of the pulls
         if few is not None:
             self.rest = each(_NEVER)  # the log-sum-exp at T of what the teacher does not keep
-            self.kept = torch.zeros_like(few.log_probs, dtype=exact)  # logits / T; then what they are pulled by
+            self.kept = torch.zeros_like(few.log_probs, dtype=job.dtype)  # logits / T; then what they are pulled by
             self.share = each(0.0)  # what the others are pulled by, all together
+            self.mass = None if device.type != "cpu" or torch.compiler.is_compiling() else each(0.0)  # the others' probability, where it was summed up
 
     @property
     def weighed(self) -> Tensor:
@@ -92,10 +95,15 @@ class Rows:
             p, theirs = _normalised(_over(self._target(z, y), job.temperature), whole, self.ours.dtype)
             self.theirs[at] = torch.logaddexp(self.theirs[at], theirs)
         if self.few is not None:
-            index, inside = _within(self.few.indices[at], start, z.shape[1])
-            self.kept[at] += torch.where(inside, scaled.gather(-1, index.clamp_max(z.shape[1] - 1)), 0.0)
-            wide = torch.cat([scaled, scaled[:, :1]], -1).scatter_(-1, index, _NEVER)
-            self.rest[at] = torch.logaddexp(self.rest[at], wide[:, :-1].logsumexp(-1))
+            if whole:
+                index = self.few.indices[at]
+                self.kept[at] = scaled.gather(-1, index)
+            else:
+                index, inside = _within(self.few.indices[at], start, z.shape[1])
+                self.kept[at] += torch.where(inside, scaled.gather(-1, index.clamp_max(z.shape[1] - 1)), 0.0)
+            if not self._summed_up(q, index, at):
+                wide = torch.cat([scaled, scaled[:, :1]], -1).scatter_(-1, index, _NEVER)
+                self.rest[at] = torch.logaddexp(self.rest[at], wide[:, :-1].logsumexp(-1))
         if job.hard > 0:
             assert self.labels is not None
             if job.temperature != 1:
@@ -112,7 +120,7 @@ class Rows:
         if self.few is None:
             self.losses[at] += 0 * self.ours[at]  # what is no number stays that
             return
-        log_q = torch.cat([self.kept[at], self.rest[at, None]], -1) - self.ours[at, None]
+        log_q = torch.cat([_less(self.kept[at], self.ours[at]), (self.rest[at, None] - self.ours[at, None]).to(job.dtype)], -1)
         log_p = torch.cat([self.few.log_probs[at], self.few.log_tail[at, None]], -1).to(log_q)
         p, q = log_p.exp(), log_q.exp()
         terms, pull = job.divergence.parts(p, q, log_p, log_q)
@@ -127,8 +135,10 @@ class Rows:
         """Add the terms of these entries to the losses, and their pulls to what they sum to, where they are to `count`; at `last` the gradient overwrites z."""
         job, (q, p) = self.job, seen
         scaled = _over(z, job.temperature)
-        log_q = _less(scaled, self.ours[at])
-        q, pull = log_q.exp() if q is None else q, None
+        known, pull, log_q = q is not None, None, scaled
+        if not known or y is not None:
+            log_q = _less(scaled, self.ours[at])
+        q = log_q.exp() if q is None else q
         if y is not None:
             log_p = _less(_over(self._target(z, y), job.temperature), self.theirs[at])
             terms, pull = job.divergence.parts(log_p.exp() if p is None else p, q, log_p, log_q)
@@ -143,7 +153,7 @@ class Rows:
         if pull is not None:
             torch.addcmul(pull.mul_(job.factor) if job.factor != 1 else pull, q, self._own(at), out=z)
         elif self.few is not None:
-            self._shared(scaled, q, at, start, z)
+            self._shared(scaled, q, at, start, z, known)
         else:
             torch.mul(q, job.hard, out=z)
         if hard is not None:
@@ -166,14 +176,29 @@ class Rows:
         own = self.totals[at, None] * -self.job.factor
         return (own + self.job.hard if self.job.temperature == 1 else own).to(self.job.dtype)
 
-    def _shared(self, scaled: Tensor, q: Tensor, at: slice, start: int, out: Tensor) -> None:
+    def _summed_up(self, q: Tensor | None, index: Tensor, at: slice) -> bool:
+        """Know the others' log-sum-exp by their probabilities, of whole rows, if that can be; whether it could (on a GPU nobody waits to be told)."""
+        if q is None or self.mass is None:
+            return False
+        mass = q.scatter(-1, index, 0.0).sum(-1)
+        if not bool((mass > _LITTLE).all()):
+            return False
+        self.mass[at] = mass
+        self.rest[at] = self.ours[at] + self.mass[at].log()
+        return True
+
+    def _shared(self, scaled: Tensor, q: Tensor, at: slice, start: int, out: Tensor, known: bool) -> None:
         """The gradient that a teacher's likeliest classes give: each kept one its own, the others by their probabilities among themselves."""
         assert self.few is not None
+        if known and self.mass is not None and bool((self.mass[at] > 0).all()):
+            torch.mul(q, (self._own(at) + (self.share[at] / self.mass[at])[:, None]).to(q.dtype), out=out)
+            out.scatter_(-1, self.few.indices[at], self.kept[at])
+            return
         index, _ = _within(self.few.indices[at], start, q.shape[1])
         wide = q.new_empty(len(q), q.shape[1] + 1)
         others = _less(scaled, self.rest[at]).exp_().mul_(self.share[at, None].to(q.dtype))
         torch.addcmul(others, q, self._own(at), out=wide[:, :-1])
-        out.copy_(wide.scatter_(-1, index, self.kept[at].to(q.dtype))[:, :-1])
+        out.copy_(wide.scatter_(-1, index, self.kept[at])[:, :-1])
 
 
 def _normalised(z: Tensor, whole: bool, exact: torch.dtype) -> tuple[Tensor | None, Tensor]:
