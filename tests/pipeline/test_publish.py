@@ -11,7 +11,9 @@ import torch
 from limbeck.core.artifact import Artifact
 from limbeck.core.errors import LimbeckError, MismatchError
 from limbeck.core.events import Event, Note, silent
+from limbeck.core.knowledge import Dense, Knowledge
 from limbeck.core.lookup import build
+from limbeck.pipeline import publish
 from limbeck.pipeline.check import check
 from limbeck.pipeline.modules import load, load_module, read_tensors
 from limbeck.pipeline.predict import predict
@@ -135,3 +137,13 @@ def test_the_layers_of_convolutional_networks_are_found_by_themselves_and_those_
     assert lsp.pairs == [("head.convolution.lin:in", "head.convolution.lin:in")]
     with pytest.raises(MismatchError, match=r"gives \[\d+, 1, 2\] for 40 examples.*name another layer"):
         build("schemes", "offline", {}, gcn, gat, [build("objectives", "graph.lsp", {})], tasks, batch, tasks.facts())
+
+
+@pytest.mark.parametrize(("kept", "shape"), [(10**6, (4, 6, 5)), (60, (2, 6, 5)), (20, (1, 4, 5)), (1, (1, 1, 5))])
+def test_of_tokens_as_many_golden_answers_are_kept_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch, kept: int, shape: tuple[int, ...]) -> None:
+    monkeypatch.setattr(publish, "_KEPT", kept)
+    table = torch.randn(9, 5)
+    batch = {"input": torch.arange(24).reshape(4, 6) % 9, "label": torch.zeros(4, 6, dtype=torch.int64), "id": torch.arange(4)}
+    golden = publish._golden(batch, lambda asked: Knowledge({"main": Dense(table[asked["input"]])}))
+    assert golden["outputs"].shape == shape
+    assert torch.equal(golden["outputs"], table[golden["inputs"]])

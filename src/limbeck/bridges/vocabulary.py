@@ -26,12 +26,25 @@ def differ(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
     """Say how the vocabularies of two models differ, from their preprocessing; None where they are one, or where one tells of none.
 
     >>> differ({"tokenizer": {"kind": "bytes", "roles": ["eos"]}}, {"tokenizer": {"kind": "bytes", "roles": ["eos"]}})
+    >>> differ({"tokenizer": {"kind": "bytes", "roles": ["eos"]}}, {"tokenizer": {"kind": "bytes", "roles": ["pad", "eos"]}})
+    "257 tokens of kind bytes and 258 tokens of kind bytes; 1 of the first 257 ids differs, 256 is 'eos' there and 'pad' here"
     """
     one, other = theirs.get("tokenizer"), ours.get("tokenizer")
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
         return None
     same = one["kind"] == other["kind"] and (one["roles"] == other["roles"] if one["kind"] == "bytes" else one["json"] == other["json"])
-    return None if same else f"{_named(one)} and {_named(other)}"
+    if same:
+        return None
+    first, second = _names(one), _names(other)
+    apart = [at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
+    most = min(len(first), len(second))
+    if not apart:
+        told = f"the first {most} ids alike"
+    else:
+        at = apart[0]
+        verb = "differs" if len(apart) == 1 else "differ"
+        told = f"{len(apart)} of the first {most} ids {verb}, {at} is {first[at]!r} there and {second[at]!r} here"
+    return f"{_named(one)} and {_named(other)}; {told}"
 
 
 def _named(told: Mapping[str, Any]) -> str:

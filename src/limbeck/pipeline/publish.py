@@ -40,6 +40,7 @@ __all__ = [
 
 GOLDEN = 8
 """How many inputs and answers an artifact keeps as its golden ones."""
+_KEPT = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,16 @@ def metrics_of_test(said: Predictions, teacher: Tensor | None) -> dict[str, Any]
 
 @torch.no_grad()
 def _golden(batch: Batch, answer: Callable[[Batch], Knowledge]) -> dict[str, Tensor]:
-    """A few inputs and the model's answers; of a batch that cannot be cut, such as a graph, the first predictions' ids in the place of inputs."""
+    """A few inputs and the model's answers; of a batch that cannot be cut, such as a graph, the first predictions' ids in the place of inputs.
+
+    Of tokens so many rows, and of one row so many tokens, as have `_KEPT` logits.
+    """
     said = answer(batch)
+    if len(predictions := said.answer.predictions) == 2 and said.answer.classes * predictions.numel() > _KEPT:
+        length = min(predictions[1], max(1, _KEPT // said.answer.classes))
+        rows = max(1, _KEPT // (length * said.answer.classes))
+        batch = {name: value[:rows, :length] if value.shape == predictions else value[:rows] for name, value in batch.items()}
+        said = answer(batch)
     outputs = said.main.logits.float()
     if _divisible(batch):
         kept = {"inputs": batch["input"], "outputs": outputs}
