@@ -12,7 +12,7 @@
          --teacher FOLDER, an artifact: bytes a token of whole stores, every file counted; errors in nats on a sample; the largest difference of exact states
          from the teacher's own; and the time of a training step of the student with each store (the divergence and half the labels in one pass), and with
          the teacher itself, over one with no teacher, in turns within a round: medians over rounds, 95% bootstrap intervals, of the processor and by the
-         clock. For a body that is large beside the head: --wide, a student of dim 320.
+         clock. `--size DIM DEPTH HEADS` is the student's, 80 4 4 where it is not given.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--teacher", type=Path)
-    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--size", type=int, nargs=3, default=[80, 4, 4], metavar=("DIM", "DEPTH", "HEADS"))
     parser.add_argument("--student", choices=sorted(STUDENTS), action="append")
     arguments = parser.parse_args()
     shutil.rmtree(PLACE, ignore_errors=True)
@@ -135,7 +135,7 @@ def main() -> None:
     if "store" in wanted:
         say(store(arguments.records))
     if "language" in wanted:
-        language(arguments.pairs, arguments.teacher, arguments.wide)
+        language(arguments.pairs, arguments.teacher, arguments.size)
     shutil.rmtree(PLACE)
 
 
@@ -263,7 +263,7 @@ def store(records: int) -> dict[str, Any]:
     return found
 
 
-def language(rounds: int, teacher: Path | None, wide: bool) -> None:
+def language(rounds: int, teacher: Path | None, size: list[int]) -> None:
     task = Language(data="tinyshakespeare", root=os.environ["LIMBECK_DATA"], tokenizer=BPE(size=1024), context=128)
     torch.manual_seed(0)
     body = GPT((128,), 1024, dim=192, depth=6, heads=6).eval() if teacher is None else load(teacher).eval()
@@ -274,12 +274,12 @@ def language(rounds: int, teacher: Path | None, wide: bool) -> None:
     stores = {name: record(body, task, PLACE / name.replace(" ", "-"), keep=keep) for name, keep in ways.items()}
     for name, folder in stores.items():
         header = json.loads((folder / "store.json").read_text())
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         found = {
             "benchmark": "language",
             "kept": name,
             "tokens": header["records"],
-            "bytes_a_token": size / header["records"],
+            "bytes_a_token": held / header["records"],
             "nats": header["measured"]["nats"],
         }
         say(found | {"bar": {"top 64": 400}.get(name)})
@@ -289,16 +289,16 @@ def language(rounds: int, teacher: Path | None, wide: bool) -> None:
     shown = list(task.loader("train", batch_size=7, seed=5, views=1).batches(0))[:40]
     gaps = [float((cached(one).answer.states - frozen(one).answer.states).abs().max()) for one in shown]  # pyright: ignore[reportAttributeAccessIssue]
     say({"benchmark": "language", "kept": "hidden float32", "largest_difference_of_a_state": max(gaps), "tokens": sum(one["input"].numel() for one in shown)})
-    say(steps(rounds, task, {name: stores[name] for name in ("hidden bfloat16", "top 64", "50 samples")}, body, wide))
+    say(steps(rounds, task, {name: stores[name] for name in ("hidden bfloat16", "top 64", "50 samples")}, body, size))
 
 
-def steps(rounds: int, task: Language, stores: dict[str, Path], body: torch.nn.Module, wide: bool) -> dict[str, Any]:
-    size: dict[str, Any] = {"dim": 320 if wide else 80, "depth": 4, "heads": 4}
+def steps(rounds: int, task: Language, stores: dict[str, Path], body: torch.nn.Module, size: list[int]) -> dict[str, Any]:
+    made_of = dict(zip(("dim", "depth", "heads"), size, strict=True))
 
     def made(teacher: Any, terms: list[Term]) -> Any:
         torch.manual_seed(1)
         loader = task.loader("train", batch_size=16, views=None if teacher is None else 1)
-        scheme = Offline(GPT((128,), 1024, **size), teacher, terms, task, next(loader.batches(0)))
+        scheme = Offline(GPT((128,), 1024, **made_of), teacher, terms, task, next(loader.batches(0)))
         step = torch.optim.AdamW(scheme.parameters(), lr=1e-3)
         shown = (batch for number in range(1000) for batch in loader.batches(number))
 
@@ -321,7 +321,7 @@ def steps(rounds: int, task: Language, stores: dict[str, Path], body: torch.nn.M
             one = ways[way]()
             if number > 1:  # warm
                 took[way].append(one)
-    found: dict[str, Any] = {"benchmark": "language", "student": size, "rounds": rounds, "threads": torch.get_num_threads(), "bar": 1.05}
+    found: dict[str, Any] = {"benchmark": "language", "student": made_of, "rounds": rounds, "threads": torch.get_num_threads(), "bar": 1.05}
     for way in [way for way in ways if way != "alone"]:
         for place, clock in enumerate(("wall", "cpu")):
             ratio = bootstrap_ratio([one[place] for one in took[way]], [one[place] for one in took["alone"]])

@@ -64,7 +64,7 @@ def recipe(method: str, rate: float, seed: int, task: Mapping[str, Any], epochs:
             stages["dropped"] = {
                 "kind": "compress",
                 "of": "teacher",
-                "method": {"kind": "prune.blocks", "by": "cosine", "target": {"ratio": 0.84}, "skip": ["blocks.0", "blocks.12"]},
+                "method": {"kind": "prune.layers", "keep": [0, 12]},
             }
             start = {"init": "dropped"}
         stages["student"] = {
