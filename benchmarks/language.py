@@ -1,6 +1,6 @@
 """What a teacher gives a small language model: the student alone, and taught in several ways, on equal tokens, over paired seeds.
 
-    LIMBECK_DATA=... python benchmarks/language.py [--data tinyshakespeare] [--methods alone forward_kl ...] [--seeds 5] [--rates 0.0015 0.003 0.006]
+    LIMBECK_DATA=... python benchmarks/language.py [--data tinyshakespeare] [--methods alone forward_kl ...] [--seeds 5] [--rates 0.0005 0.001 0.002]
         [--epochs 2] [--teacher ARTIFACT] [--out runs/benchmark-language]
 
 A GPT of 6.0 million parameters (13 blocks of width 192) learns from the text once, seed 0; every student (2 blocks of the same width, 1.1 million parameters)
@@ -48,7 +48,8 @@ METHODS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]] | None] = {
 
 def fit(rate: float, epochs: int) -> dict[str, Any]:
     return {
-        "epochs": epochs, "batch_size": 16, "optimizer": {"kind": "adamw", "lr": rate}, "schedule": {"kind": "cosine", "warmup_epochs": 0.2}, "clip": 1.0,
+        "epochs": epochs, "batch_size": 4, "optimizer": {"kind": "adamw", "lr": rate, "betas": [0.9, 0.95]},
+        "schedule": {"kind": "cosine", "warmup_epochs": 0.2}, "clip": 1.0,
     }  # fmt: skip
 
 
@@ -92,14 +93,14 @@ def main() -> None:
     parser.add_argument("--data", default="tinyshakespeare")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.0015, 0.003, 0.006])
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.001, 0.002])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--teacher-epochs", type=int, default=4)
     parser.add_argument("--teacher", type=Path, help="one that stands already; the rest of its training was as here")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-language"))
     args = parser.parse_args()
     task = {"kind": "language", "data": args.data, "root": "${LIMBECK_DATA}", "tokenizer": {"kind": "bpe", "size": 1024}, "context": 128}
-    stages = {"teacher": {"kind": "train", "model": TEACHER, **fit(0.002, args.teacher_epochs)}}
+    stages = {"teacher": {"kind": "train", "model": TEACHER, **fit(0.001, args.teacher_epochs)}}
     if args.teacher is None:
         limbeck.run({"name": "language-teacher", "seed": 0, "task": task, "stages": stages, "measure": {"latency": False}}, out=args.out / "teacher")
         args.teacher = args.out / "teacher" / "stages" / "teacher"
