@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core.errors import DataError, LimbeckError, MismatchError, RecipeError
-from limbeck.core.knowledge import Dense, Knowledge, Needs
+from limbeck.core.knowledge import Dense, Hidden, Knowledge, Needs
 from limbeck.core.lookup import build, find
 from limbeck.core.objective import Objective, Term
 from limbeck.core.schedule import Linear
@@ -317,3 +317,17 @@ def test_what_does_not_fit_is_refused_in_one_line(batch: tuple[Tensor, Tensor], 
 def test_a_graft_that_does_not_run_is_refused_before_step_one() -> None:
     with pytest.raises(MismatchError, match=r"the student that would ship, .*, does not run \(.*4x5 and 3x2"):
         check_runs(nn.Linear(3, 2), {"input": torch.zeros(4, 5)}, Classify())
+
+
+def test_a_balance_of_streamed_losses_is_refused_before_step_one() -> None:
+    class Streamed(nn.Linear):
+        def forward(self, input: Tensor) -> Any:
+            return Hidden(input, self.weight, self.bias)
+
+    class Heads(Classify):
+        def forward(self, model: nn.Module, batch: Batch) -> Knowledge:
+            return Knowledge({"main": model(batch["input"])})
+
+    batch = torch.randn(4, 3), torch.arange(4) % 2
+    with pytest.raises(MismatchError, match="Streamed answers by states and a head.*leave balance out"):
+        Offline(Streamed(3, 2), Streamed(3, 2), [kd(), supervised()], Heads(), batch, balance="gradient_norm")

@@ -123,6 +123,11 @@ class Offline(Scheme):
             check_fields(self._terms, batch)
             student, teacher = self._ask(batch)
             check_company(self._terms, _count(student))
+        if self.balance is not None and isinstance(student.answer, Hidden):
+            raise MismatchError(
+                f"balance goes back through each objective by itself, and {type(self.student).__name__} answers by states and a head, whose losses are streamed "
+                "and go back once: leave balance out, and set weights"
+            )
         for term in self._terms.values():
             term.objective.bind(student, teacher, self.task, self._facts)
         if (ships := self.shipped()["student"]) is not self.student:
