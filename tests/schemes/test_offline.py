@@ -329,5 +329,5 @@ def test_a_balance_of_streamed_losses_is_refused_before_step_one() -> None:
             return Knowledge({"main": model(batch["input"])})
 
     batch = torch.randn(4, 3), torch.arange(4) % 2
-    with pytest.raises(MismatchError, match="Streamed answers by states and a head.*leave balance out"):
+    with pytest.raises(MismatchError, match=r"Streamed answers by states and a head.*leave balance out"):
         Offline(Streamed(3, 2), Streamed(3, 2), [kd(), supervised()], Heads(), batch, balance="gradient_norm")

@@ -125,8 +125,8 @@ class Offline(Scheme):
             check_company(self._terms, _count(student))
         if self.balance is not None and isinstance(student.answer, Hidden):
             raise MismatchError(
-                f"balance goes back through each objective by itself, and {type(self.student).__name__} answers by states and a head, whose losses are streamed "
-                "and go back once: leave balance out, and set weights"
+                f"balance goes back through each objective by itself, and {type(self.student).__name__} answers by states and a head, whose losses go "
+                "back once: leave balance out, and set weights"
             )
         for term in self._terms.values():
             term.objective.bind(student, teacher, self.task, self._facts)
