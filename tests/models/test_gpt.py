@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Hidden
 from limbeck.core.tap import Tap
-from limbeck.models.gpt import GPT, _within
+from limbeck.models._generate import within
+from limbeck.models.gpt import GPT
 
 V, T = 23, 12
 SMALL: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 2}
@@ -76,7 +77,7 @@ def test_documents_packed_into_a_row_are_read_as_if_alone(how: dict[str, Any]) -
     segment = torch.tensor([[1] * 5 + [2] * 4 + [3] * 3])
     with torch.no_grad():
         alone = torch.cat([model(one).states for one in (first, second, third)], 1)
-        for position in (None, _within(segment)):
+        for position in (None, within(segment)):
             assert torch.allclose(model(row, segment=segment, position=position).states, alone, atol=1e-12)
         assert not torch.allclose(model(row).states, alone)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
 from limbeck.core.knowledge import Hidden
 
+from ._generate import check_generate, generated, within
 from ._transformer import Block, How, Past, begin, check_sizes, ends, length_of, rotation
 
 __all__ = ["GPT"]
@@ -110,22 +111,8 @@ class GPT(nn.Module):
             MismatchError: an empty prompt, or more tokens in all than the model has positions for.
             RecipeError: a temperature below zero, or a top_k outside the vocabulary.
         """
-        count, length = prompt.shape
-        if length < 1 or tokens < 0 or length + tokens > self.context:
-            raise MismatchError(f"a prompt of {length} tokens and {tokens} more: there must be one or more, and GPT has positions for {self.context} in all")
-        if not (math.isfinite(temperature) and temperature >= 0) or (top_k is not None and not 1 <= top_k <= self.embed.num_embeddings):
-            raise RecipeError(f"temperature is {temperature:g} and top_k {top_k}; 0 or more, and 1 to {self.embed.num_embeddings} of the vocabulary")
-        seen = torch.ones_like(prompt) if segment is None else segment
-        read = self.reading(torch.cat([seen, seen.new_ones(count, tokens)], 1))
-        done = torch.zeros(count, dtype=torch.bool, device=prompt.device)
-        made, new = prompt, prompt
-        for _ in range(tokens):
-            drawn = _drawn(read(new).logits.float(), temperature, top_k, generator)
-            new = drawn[:, None] if eos is None else drawn.masked_fill(done, eos)[:, None]
-            if eos is not None:
-                done = done | (new[:, 0] == eos)
-            made = torch.cat([made, new], 1)
-        return made
+        check_generate("GPT", prompt, tokens, self.context, temperature, top_k, self.embed.num_embeddings)
+        return generated(self.reading, prompt, tokens, temperature=temperature, top_k=top_k, eos=eos, segment=segment, generator=generator)
 
     def reading(self, segment: Tensor) -> "_Reading":
         """Return a reading of rows piece by piece, each token once: `segment [N, T]` of all that may come, 0 where it is padding."""
@@ -140,7 +127,7 @@ class GPT(nn.Module):
         if length > self.context:
             raise MismatchError(f"a row has {length} tokens, and GPT has positions for {self.context}: build it for longer rows, or lower the task's context")
         if position is None:
-            position = torch.arange(length, device=input.device)[None] if mine is None else _within(mine)
+            position = torch.arange(length, device=input.device)[None] if mine is None else within(mine)
         allowed = None
         if mine is not None and others is not None:
             before = torch.ones(length, others.shape[1], dtype=torch.bool, device=input.device).tril(others.shape[1] - length)
@@ -162,7 +149,7 @@ class _Reading:
     """What a GPT has read of some rows, keys and values kept; what it is asked about carries no gradient where its caller records none."""
 
     def __init__(self, model: GPT, segment: Tensor) -> None:
-        self._model, self._segment, self._position = model, segment, _within(segment)
+        self._model, self._segment, self._position = model, segment, within(segment)
         self._pasts = [Past() for _ in model.blocks]
         self._end = 0
 
@@ -178,23 +165,3 @@ class _Reading:
         self._segment, self._position = self._segment.index_select(0, rows), self._position.index_select(0, rows)
         for past in self._pasts:
             past.take(rows)
-
-
-def _within(segment: Tensor) -> Tensor:
-    """Return each token's place within its stretch of equal numbers: `[N, T]` -> `[N, T]`.
-
-    >>> _within(torch.tensor([[1, 1, 2, 2, 2, 0]]))
-    tensor([[0, 1, 0, 1, 2, 0]])
-    """
-    place = torch.arange(segment.shape[1], device=segment.device).expand_as(segment)
-    fresh = torch.cat([torch.ones_like(segment[:, :1], dtype=torch.bool), segment[:, 1:] != segment[:, :-1]], 1)
-    return place - torch.where(fresh, place, 0).cummax(1).values
-
-
-def _drawn(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    """Draw a token from each row of `[N, V]`."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    kept, index = logits.topk(logits.shape[-1] if top_k is None else top_k)
-    place = torch.multinomial((kept / temperature).softmax(-1), 1, generator=generator)
-    return index.gather(1, place)[:, 0]

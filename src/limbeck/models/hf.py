@@ -19,8 +19,8 @@ from limbeck.core.errors import MismatchError, RecipeError, did_you_mean
 from limbeck.core.knowledge import Dense, Hidden
 
 from ._arguments import check_classes
+from ._generate import check_generate, generated, within
 from ._transformer import length_of
-from .gpt import _drawn, _within
 
 __all__ = ["HF"]
 
@@ -150,7 +150,7 @@ class HF(nn.Module):
         if attention is not None:
             how["attention_mask"] = attention
         if segment is not None:
-            how |= given(self._apart(input.shape[1]), segment, _within(segment) if position is None else position, next(self.model.parameters()).dtype)
+            how |= given(self._apart(input.shape[1]), segment, within(segment) if position is None else position, next(self.model.parameters()).dtype)
         elif position is not None:
             how["position_ids"] = position
         if self.head == "classification":
@@ -196,23 +196,11 @@ class HF(nn.Module):
             MismatchError: an empty prompt, more tokens in all than the model has positions for, or a model that predicts no next token.
             RecipeError: a temperature below zero, or a top_k outside the vocabulary.
         """
-        count, length = prompt.shape
+        if self.head != "causal":
+            raise MismatchError(f"a {self.head} model predicts no next token: generate with a causal one")
         most = transformers.sizes(self.model).positions or math.inf
-        if self.head != "causal" or length < 1 or tokens < 0 or length + tokens > most:
-            raise MismatchError(f"a prompt of {length} tokens and {tokens} more of a {self.head} model: one or more, {most} in all, of a causal one")
-        if not (math.isfinite(temperature) and temperature >= 0) or (top_k is not None and not 1 <= top_k <= self.vocabulary):
-            raise RecipeError(f"temperature is {temperature:g} and top_k {top_k}; 0 or more, and 1 to {self.vocabulary} of the vocabulary")
-        seen = torch.ones_like(prompt) if segment is None else segment
-        read = self.reading(torch.cat([seen, seen.new_ones(count, tokens)], 1))
-        done = torch.zeros(count, dtype=torch.bool, device=prompt.device)
-        made, new = prompt, prompt
-        for _ in range(tokens):
-            drawn = _drawn(read(new).logits.float(), temperature, top_k, generator)
-            new = drawn[:, None] if eos is None else drawn.masked_fill(done, eos)[:, None]
-            if eos is not None:
-                done = done | (new[:, 0] == eos)
-            made = torch.cat([made, new], 1)
-        return made
+        check_generate("HF", prompt, tokens, most, temperature, top_k, self.vocabulary)
+        return generated(self.reading, prompt, tokens, temperature=temperature, top_k=top_k, eos=eos, segment=segment, generator=generator)
 
     def reading(self, segment: Tensor) -> "_Reading":
         """Return a reading of rows piece by piece, each token once: `segment [N, T]` of all that may come, 0 where it is padding on the left.
