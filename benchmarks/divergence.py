@@ -35,10 +35,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from limbeck.core.knowledge import Hidden
 from limbeck.measure.statistics import bootstrap_ratio
+from limbeck.measure.step import allocations
 from limbeck.objectives.response._divergences import named
 from limbeck.objectives.response._streaming import planned, streamed
 from records import tell
@@ -119,21 +119,19 @@ def contestants(divergence: str, budget: int) -> dict[str, Step]:
 
 def allocated(step: Step, on: Heads) -> dict[str, Any]:
     """One pass under torch's profiler: the loss, and the most that its allocator held at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        loss = step(on)
-    results: Any = watched.profiler  # the events' sizes have no public name
-    changes = sorted((event.start_ns(), event.nbytes()) for event in results.kineto_results.events() if event.name() == "[memory]")
+    losses: list[Tensor] = []
+    changes = allocations(lambda: losses.append(step(on)))
     assert on.h.grad is not None and on.w.grad is not None
     gradients = {on.h.grad.nbytes: 0, on.w.grad.nbytes: 0}  # alive of each size
     live = top = beyond = 0
-    for _, change in changes:
+    for change in changes:
         live += change
         if abs(change) in gradients:
             gradients[abs(change)] += 1 if change > 0 else -1
         top = max(top, live)
         beyond = max(beyond, live - sum(size for size, count in gradients.items() if count > 0))
     on.forget()
-    return {"loss": loss.item(), "peak_bytes": top, "beyond_bytes": beyond}
+    return {"loss": losses[0].item(), "peak_bytes": top, "beyond_bytes": beyond}
 
 
 def raced(divergence: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_the_loss_of_a_step_is_the_divergence_on_what_the_student_writes(sums: T
         assert own["label"][row].tolist() == [-100] * before + written + [-100] * (T - before - len(written))
         assert own["input"][row, : len(text)].tolist() == text[:T]
         x = torch.tensor([text[:-1]])
-        teacher: Any = scheme.lessons.teacher
+        teacher: Any = scheme.base.teacher
         with torch.no_grad():
             each = divergence_loss(student(x).logits, teacher.model.eval()(x).logits, divergence={"kind": "jsd", "beta": 0.3})[0]  # pyright: ignore[reportArgumentType]
         total, count = total + float(each[before:].sum()), count + len(written)
@@ -115,10 +115,10 @@ def test_micro_batches_add_up(sums: Task, kind: str) -> None:
     def gradient(cuts: list[slice]) -> Tensor:
         scheme = made(sums, share=1.0) if kind == "on_policy" else MiniLLM(gpt(0), gpt(1), [supervised()], sums, batch, sums.facts(), alpha=0.2)
         torch.manual_seed(7)
-        scheme._turns.seed = 5
+        scheme.turns.seed = 5
         losses = [scheme({name: value[some] for name, value in batch.items()}) for some in cuts]
         sum(one.sums["student"] for one in losses).backward()  # pyright: ignore[reportAttributeAccessIssue]
-        return torch.cat([value.grad.flatten() for value in scheme.lessons.student.parameters() if value.grad is not None])
+        return torch.cat([value.grad.flatten() for value in scheme.base.student.parameters() if value.grad is not None])
 
     whole, parts = gradient([slice(0, 6)]), gradient([slice(0, 2), slice(2, 6)])
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)

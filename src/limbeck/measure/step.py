@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Step", "step"]
+__all__ = ["Step", "allocations", "step"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,19 @@ def step(run: Callable[[], object], forget: Callable[[], object], device: "torch
         torch.cuda.reset_peak_memory_stats(device)
         timed()
         return Step(seconds, torch.cuda.max_memory_allocated(device) - before)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watched:
-        run()
-    forget()
-    results: Any = watched.profiler  # the events' sizes have no public name
-    changes = sorted((event.start_ns(), event.nbytes()) for event in results.kineto_results.events() if event.name() == "[memory]")
     live = top = 0
-    for _, change in changes:
+    for change in allocations(run):
         live += change
         top = max(top, live)
+    forget()
     return Step(seconds, top)
+
+
+def allocations(run: Callable[[], object]) -> list[int]:
+    """Run once on the CPU and return every change of what torch's allocator holds, in bytes, in order."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watched:
+        run()
+    results: Any = watched.profiler  # the events' sizes have no public name
+    return [size for _, size in sorted((event.start_ns(), event.nbytes()) for event in results.kineto_results.events() if event.name() == "[memory]")]

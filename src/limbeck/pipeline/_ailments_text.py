@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.task import Batch
+from limbeck.tasks._pack import IGNORED
 
 from ._ailments import Finding
 
 __all__ = ["ended", "few_rows", "of_tokens", "padded", "shift_of_answers", "shift_of_labels"]
 
-_IGNORED = -100
 _MOST, _CLEAR = 0.9, 0.5
 """Shares of tokens above which labels are said to be the inputs at another place, and below which they are not at the right one."""
 _LOGITS = 1 << 24
@@ -39,7 +39,7 @@ def _same(batch: Batch, ahead: int) -> float:
     if x.shape[1] <= ahead:
         return float("nan")
     label, token = y[:, : x.shape[1] - ahead], x[:, ahead:]
-    counts = label != _IGNORED
+    counts = label != IGNORED
     return (label == token)[counts].float().mean().item()
 
 
@@ -62,7 +62,7 @@ def shift_of_labels(batch: Batch) -> Iterator[Finding]:
 
 def padded(batch: Batch, pad: int | None) -> Iterator[Finding]:
     """Padding or a prompt that counts: by the batch's own `segment`, `attention` and `prompt`, else by a run of one token at a row's end."""
-    x, counts = batch["input"], batch["label"] != _IGNORED
+    x, counts = batch["input"], batch["label"] != IGNORED
     for field, empty, what in (("segment", 0, "padding"), ("attention", 0, "padding"), ("prompt", 1, "a prompt")):
         if field in batch and (bad := counts & (batch[field] == empty)).any():
             way = "label it -100"
@@ -91,7 +91,7 @@ def ended(batch: Batch, eos: int | None) -> Iterator[Finding]:
         return
     before = (x.shape[1] - runs - 1).clamp(min=0)  # the last token of the text: its label is the first end
     row = torch.arange(len(x), device=x.device)
-    cut = inside & (y[row, before] == _IGNORED) & ((y != _IGNORED) & ~run).any(1)
+    cut = inside & (y[row, before] == IGNORED) & ((y != IGNORED) & ~run).any(1)
     if cut.any() and not (y == eos).any():
         yield Finding(
             "fault", "end",
@@ -110,8 +110,8 @@ def shift_of_answers(logits: Tensor, batch: Batch) -> Iterator[Finding]:
     for ahead in (0, 1, -1):
         said = logits[:, max(0, -ahead) : length - max(0, ahead)]
         wanted = labels[:, max(0, ahead) : length - max(0, -ahead)]
-        if (wanted != _IGNORED).any():
-            losses[ahead] = F.cross_entropy(said.float().flatten(0, 1), wanted.flatten(), ignore_index=_IGNORED).item()
+        if (wanted != IGNORED).any():
+            losses[ahead] = F.cross_entropy(said.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED).item()
     best = min(losses, key=lambda ahead: losses[ahead], default=0)
     if best and losses[0] - losses[best] > 0.5:
         told = f"its loss on the labels is {losses[0]:.2f} nats, and {losses[best]:.2f} where its answers are moved by one token"

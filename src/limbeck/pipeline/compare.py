@@ -24,7 +24,7 @@ def compare(recipe: Recipe, out: Path, roles: Mapping[str, str | None], digests:
     """
     file = out / "fidelity.json"
     artifacts = {name: Artifact.open(out / "stages" / name, verify=False) for name in recipe.stages}
-    _compare_rows(out, artifacts, roles, digests)
+    _compare_rows(out, artifacts, roles)
     predicted = {name: one.manifest["files"][_PREDICTIONS]["sha256"] for name, one in artifacts.items() if _PREDICTIONS in one.manifest["files"]}
     key = digest({"models": dict(digests), "predictions": predicted, "roles": dict(roles)})
     if file.is_file() and read_json(file).get("key") == key:
@@ -52,7 +52,7 @@ def compare(recipe: Recipe, out: Path, roles: Mapping[str, str | None], digests:
     write_json(file, {"key": key, "split": "test", "examples": examples, "class_names": spec["class_names"], "models": models, "pairs": pairs})
 
 
-def _compare_rows(out: Path, artifacts: Mapping[str, Artifact], roles: Mapping[str, str | None], digests: Mapping[str, str]) -> None:
+def _compare_rows(out: Path, artifacts: Mapping[str, Artifact], roles: Mapping[str, str | None]) -> None:
     """Write `rows.json`: where models were scored by rows of tokens, the difference of their mean loss, nats a token, between the pairs that matter."""
     file = out / "rows.json"
     held = {name: read_tensors(one.path / _ROWS) for name, one in artifacts.items() if _ROWS in one.manifest["files"]}
@@ -65,4 +65,4 @@ def _compare_rows(out: Path, artifacts: Mapping[str, Artifact], roles: Mapping[s
         if a in held and b in held and all(held[a][name].equal(held[b][name]) for name in ("ids", "count")):
             found = by_rows((held[a]["loss"] - held[b]["loss"]).numpy(), held[a]["count"].numpy())
             pairs.append({"a": a, "b": b, "difference": found.mean, "low": found.low, "high": found.high, "rows": found.n})
-    write_json(file, {"key": digest({"models": dict(digests), "roles": dict(roles)}), "split": "test", "pairs": pairs})
+    write_json(file, {"split": "test", "pairs": pairs})

@@ -353,7 +353,6 @@ def _student(scheme: Offline, batch: Batch, epochs: float, held: set[int], train
         yield from ailments.constant("student", student.features)
         learning = [one for one in scheme.student.parameters() if one.requires_grad]
         terms = _terms(scheme)
-        terms = _terms(scheme)
         losses = {name: _loss(term, student, teacher, batch) for name, term in terms.items()}
         norms = {name: (_weight(term, epochs), _norm(losses[name], learning)) for name, term in terms.items()}
         supervised = next((name for name, term in terms.items() if isinstance(term.objective, Supervised)), None)

@@ -6,7 +6,7 @@ Shapes: N rows, T tokens, M stretches, V vocabulary.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.bridges.vocabulary import end_of
 from limbeck.bridges.writing import IGNORED, Reader, check_prompt, check_sampling, coins, drawn, put, stretches, write
@@ -16,7 +16,9 @@ from limbeck.core.objective import Contest, Term
 from limbeck.core.task import Batch, Facts, Task
 from limbeck.core.teacher import Teacher
 
-__all__ = ["Pen", "Turns", "check_terms", "live"]
+from ._around import Around
+
+__all__ = ["Pen", "Turns", "Writing", "check_terms", "live"]
 
 _HALF = (1 << 63) - 1
 
@@ -84,6 +86,25 @@ class Turns:
 
     def restore(self, state: Tensor) -> None:
         self.seed, self.step = (int(one) for one in state.tolist())
+
+
+class Writing(Around):
+    """A scheme in which text is written step by step, `turns` telling which step it is: what an interrupted training goes on from."""
+
+    turns: Turns
+
+    def shipped(self) -> dict[str, nn.Module]:
+        return self.base.shipped()
+
+    def after_step(self) -> None:
+        self.turns.step += 1
+        self.base.after_step()
+
+    def get_extra_state(self) -> Tensor:
+        return self.turns.state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.turns.restore(state)
 
 
 def check_terms(who: str, terms: list[Term]) -> None:

@@ -3,7 +3,7 @@
 Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline", NeurIPS 2020, arXiv:2004.07211.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,11 @@ from limbeck.core.errors import MismatchError, RecipeError
 from limbeck.core.knowledge import Knowledge
 from limbeck.core.objective import Objective, Term
 from limbeck.core.schedule import check_number
-from limbeck.core.scheme import Losses, Scheme
+from limbeck.core.scheme import Losses
 from limbeck.core.task import Batch, Facts, Task
 from limbeck.core.teacher import Teacher
 
+from ._around import Around
 from ._checks import evaluating
 from .offline import Offline
 
@@ -39,7 +40,7 @@ def dark_loss(logits: Tensor, kept: Tensor) -> Tensor:
     return torch.where(known, gap, 0.0).square().sum(-1) / known.sum(-1).clamp(min=1)
 
 
-class DER(Scheme):
+class DER(Around):
     """Dark experience replay, DER++: a reservoir of examples met so far, with what the model said of each when it was met.
 
     `loss = L(batch) + alpha mean_m ||f(x') - h'||^2 / C + beta mean_m L(x'', y'')`, L the objectives' loss (of the second the task's own), x' and x'' two draws
@@ -190,12 +191,6 @@ class DER(Scheme):
         """Fill the reservoir with the examples whose ids it holds."""
         ids = self.get_buffer("ids")[: self._held]
         self.get_buffer("inputs")[: self._held] = self._replay.find(self.task, ids.cpu()).to(self.get_buffer("inputs"))
-
-    def players(self) -> dict[str, list[nn.Parameter]]:
-        return self.base.players()
-
-    def optimizers(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.base.optimizers()
 
     def shipped(self) -> dict[str, nn.Module]:
         return self.base.shipped()

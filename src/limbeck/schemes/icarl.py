@@ -4,7 +4,7 @@ Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVP
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from limbeck.core import lookup
 from limbeck.core.artifact import Artifact
 from limbeck.core.errors import MismatchError
 from limbeck.core.objective import Objective, Term
-from limbeck.core.scheme import Losses, Scheme
+from limbeck.core.scheme import Losses
 from limbeck.core.tap import Tap, layer
 from limbeck.core.task import Facts, Task
 from limbeck.core.teacher import Teacher
 
+from ._around import Around
 from ._checks import evaluating
 from .offline import Offline
 
@@ -35,7 +36,7 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     return F.normalize(sums, dim=1)
 
 
-class ICaRL(Scheme):
+class ICaRL(Around):
     """Classification by the nearest mean of exemplars, which ships as the player `nearest_mean` beside the student.
 
     `y* = argmin_y ||phi(x) - mu_y||`, mu_y the mean of the exemplars of class y, features and means of length one. This is `argmax_y <phi(x), mu_y>`: a linear
@@ -77,12 +78,6 @@ class ICaRL(Scheme):
 
     def forward(self, batch: object, phase: str = "student") -> Losses:
         return self.base(batch, phase)
-
-    def players(self) -> dict[str, list[nn.Parameter]]:
-        return self.base.players()
-
-    def optimizers(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.base.optimizers()
 
     def shipped(self) -> dict[str, nn.Module]:
         student = self.base.shipped()["student"]

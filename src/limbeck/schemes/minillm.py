@@ -18,12 +18,12 @@ from limbeck.core.knowledge import Dense, Hidden, Knowledge, Reads, Response
 from limbeck.core.lookup import find
 from limbeck.core.objective import Objective, Term
 from limbeck.core.schedule import check_number
-from limbeck.core.scheme import Losses, Scheme
+from limbeck.core.scheme import Losses
 from limbeck.core.task import Facts, Task, default_task
 from limbeck.core.teacher import Teacher, as_teacher
 
 from ._checks import evaluating
-from ._own_text import Pen, Turns, check_terms, live
+from ._own_text import Pen, Turns, Writing, check_terms, live
 from ._policy_gradient import runs, scored, surrogate
 from .offline import Offline
 
@@ -32,7 +32,7 @@ __all__ = ["MiniLLM"]
 _TEXT = 1
 
 
-class MiniLLM(Scheme):
+class MiniLLM(Writing):
     """The student minimises KL(q || p) over whole texts by its policy gradient; the stage's objectives, a language model's own above all, count on the data.
 
     `grad L = -E_{y ~ p~}[ sum_t w_t ( grad sum_v q log(p / q)  +  R_{t+1} grad log q(y_t) ) ] + grad L_data`, p~ = alpha p + (1 - alpha) q the text's author,
@@ -86,13 +86,13 @@ class MiniLLM(Scheme):
             )
         task = default_task() if task is None else task
         self.pen = Pen(task, facts, prompt=prompt, tokens=tokens)
-        self.lessons = Offline(student, teacher, terms, task, example, facts)
+        self.base = Offline(student, teacher, terms, task, example, facts)
         self._alpha, self._normalize, self._single, self._weight = alpha, normalize, single_step, weight
-        self._turns = Turns()
+        self.turns = Turns()
 
     def forward(self, batch: object, phase: str = "student") -> Losses:
-        read = self.lessons.ready(batch)
-        student, task, teacher = self.lessons.student, self.lessons.task, self.lessons.teacher
+        read = self.base.ready(batch)
+        student, task, teacher = self.base.student, self.base.task, self.base.teacher
         assert teacher is not None
 
         def reads(segment: Tensor) -> Reader:
@@ -104,11 +104,11 @@ class MiniLLM(Scheme):
             return _Mixed(own, reader(wise.model, task, segment, self.pen.classes), self._alpha)
 
         with evaluating(student):
-            text = self.pen.write(read, reads, self._turns.draws(_TEXT))
+            text = self.pen.write(read, reads, self.turns.draws(_TEXT))
         heard = None if teacher.reads_student else teacher(text)
         said = ask(student, text, Reads(), task, side="student")
         policy, kl, count = self._policy(said, teacher(text, said) if heard is None else heard, text)
-        data = self.lessons(batch, phase)
+        data = self.base(batch, phase)
         both = data.count + count
         written, given = both / count.clamp(min=1), both / data.count.clamp(min=1)  # what is logged is a mean of its own
         parts = {"policy": policy.detach() * written, "reverse_kl": kl * written, **{name: value * given for name, value in data.parts.items()}}
@@ -122,25 +122,6 @@ class MiniLLM(Scheme):
         run = runs(counts, text.get("segment"))
         each = surrogate(rows[0], rows[1], rows[2], run, alpha=self._alpha, normalize=self._normalize, single_step=self._single)
         return each.sum(), kl.detach().sum(), counts.sum(dtype=torch.float32)
-
-    def players(self) -> dict[str, list[nn.Parameter]]:
-        return self.lessons.players()
-
-    def optimizers(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.lessons.optimizers()
-
-    def shipped(self) -> dict[str, nn.Module]:
-        return self.lessons.shipped()
-
-    def after_step(self) -> None:
-        self._turns.step += 1
-        self.lessons.after_step()
-
-    def get_extra_state(self) -> Tensor:
-        return self._turns.state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self._turns.restore(state)
 
 
 class _Mixed:

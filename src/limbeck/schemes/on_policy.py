@@ -3,8 +3,7 @@
 Agarwal et al., "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes", ICLR 2024, arXiv:2306.13649 (GKD).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -12,12 +11,12 @@ from limbeck.bridges.writing import Reader, reader
 from limbeck.core.ask import ask
 from limbeck.core.errors import RecipeError
 from limbeck.core.objective import Objective, Term
-from limbeck.core.scheme import Losses, Scheme
+from limbeck.core.scheme import Losses
 from limbeck.core.task import Batch, Facts, Task, default_task
 from limbeck.core.teacher import Teacher, as_teacher
 
 from ._checks import evaluating
-from ._own_text import Pen, Turns, check_terms, live
+from ._own_text import Pen, Turns, Writing, check_terms, live
 from .offline import Offline
 
 __all__ = ["OnPolicy"]
@@ -25,7 +24,7 @@ __all__ = ["OnPolicy"]
 _TURN, _TEXT = 1, 2
 
 
-class OnPolicy(Scheme):
+class OnPolicy(Writing):
     """In a share of the steps the student writes what it learns on: each row's prompt is kept, the rest is its own, and the teacher scores it token by token.
 
     `L = (1 - share) E_data[D(p, q)(y | x)] + share E_{y ~ q(. | x)}[D(p, q)(y | x)]`, D the objectives, such as `response.divergence` with the generalised
@@ -73,8 +72,8 @@ class OnPolicy(Scheme):
         live("on-policy distillation", None if teacher is None else as_teacher(teacher))
         task = default_task() if task is None else task
         self.pen = Pen(task, facts, prompt=prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p)
-        self.lessons = Offline(student, teacher, terms, task, example, facts)
-        self._share, self._turns, self._told = share, Turns(), False
+        self.base = Offline(student, teacher, terms, task, example, facts)
+        self._share, self.turns, self._told = share, Turns(), False
         self._labelled = [term.name for term in terms if term.objective.needs.labels]
         if len(self._labelled) == len(terms):
             raise RecipeError(
@@ -86,41 +85,28 @@ class OnPolicy(Scheme):
 
     def writes(self) -> bool:
         """Whether the student writes what it learns on in this step."""
-        return self._turns.share(_TURN) < self._share
+        return self.turns.share(_TURN) < self._share
 
     def own(self, batch: Batch) -> dict[str, Tensor]:
         """Return a batch with what the student writes after its prompts in this step: labels are its tokens."""
-        student, task = self.lessons.student, self.lessons.task
+        student, task = self.base.student, self.base.task
 
         def reads(segment: Tensor) -> Reader:
             return reader(student, task, segment, self.pen.classes)
 
         with evaluating(student):
-            return self.pen.write(batch, reads, self._turns.draws(_TEXT))
+            return self.pen.write(batch, reads, self.turns.draws(_TEXT))
 
     def forward(self, batch: object, phase: str = "student") -> Losses:
         if not self.writes():
-            return self.lessons(batch, phase)
-        own = self.own(self.lessons.ready(batch))
-        teacher = self.lessons.teacher
+            return self.base(batch, phase)
+        own = self.own(self.base.ready(batch))
+        teacher = self.base.teacher
         assert teacher is not None
         heard = None if teacher.reads_student else teacher(own)
-        student = ask(self.lessons.student, own, self.lessons.reads, self.lessons.task, side="student")
-        found = self.lessons.cost(own, student, teacher(own, student) if heard is None else heard, labelled=False)
+        student = ask(self.base.student, own, self.base.reads, self.base.task, side="student")
+        found = self.base.cost(own, student, teacher(own, student) if heard is None else heard, labelled=False)
         return Losses(found.sums, found.count, {f"{name}_own": value for name, value in found.parts.items()})
-
-    def players(self) -> dict[str, list[nn.Parameter]]:
-        return self.lessons.players()
-
-    def optimizers(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.lessons.optimizers()
-
-    def shipped(self) -> dict[str, nn.Module]:
-        return self.lessons.shipped()
-
-    def after_step(self) -> None:
-        self._turns.step += 1
-        self.lessons.after_step()
 
     def news(self) -> Sequence[str]:
         """Which objectives the student's own text leaves out, once."""
@@ -128,9 +114,3 @@ class OnPolicy(Scheme):
             return ()
         self._told = True
         return (f"{', '.join(self._labelled)} read labels: they count on the data, not in the {self._share:.0%} of steps in which the student writes",)
-
-    def get_extra_state(self) -> Tensor:
-        return self._turns.state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self._turns.restore(state)

@@ -36,8 +36,6 @@ def samples(answer: Callable[[Batch], Knowledge], made: Made, split: Split, devi
         ids = tokens[:begun].long()[None].to(device or "cpu")
         written: list[int] = []
         for chance in torch.rand(most, generator=draw).tolist():
-            if ids.shape[1] >= length or len(tokens) < 2:
-                break
             fields = {"segment": torch.ones_like(ids), "position": torch.arange(ids.shape[1], device=ids.device)[None]} if "segment" in made.fields else {}
             said = answer({"input": ids, **fields, "label": torch.full_like(ids, IGNORED)}).answer
             assert isinstance(said, (Dense, Hidden)), "a model's own answer"

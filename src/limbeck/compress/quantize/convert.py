@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.compress._method import Bench, Operated, Surgery
-from limbeck.core.errors import MismatchError, RecipeError
+from limbeck.core.errors import MismatchError
 
 from ._fake import Fake, fake_layers, weight_high
 from ._integer import IntegerWeights, make_blank, make_integer
 from ._observe import best_steps, chosen
 from ._observe_flow import first_batch, flow_of
-from .prepare import check_bits, check_layers
+from .prepare import check_layers, check_rounding
 
 __all__ = ["Convert", "figures", "grouped_steps", "store", "stored"]
 
@@ -36,12 +36,7 @@ class Convert(Surgery):
     """
 
     def __init__(self, *, weights: int | None = None, group: int | None = None, only: Sequence[str] | None = None, keep_float: Sequence[str] = ()) -> None:
-        if weights is not None:
-            check_bits("weights", weights)
-        elif group is not None or only is not None or keep_float:
-            raise RecipeError("group, only and keep_float are about a float model's weights: give their bits too, such as weights: 4")
-        if group is not None and group < 2:
-            raise RecipeError(f"group must be 2 or more weights, not {group}")
+        check_rounding(weights, group, only, keep_float)
         self.weights, self.group, self.only, self.keep_float = weights, group, only, tuple(keep_float)
 
     def operate(self, model: nn.Module, bench: Bench) -> Operated:

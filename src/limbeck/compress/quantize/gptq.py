@@ -23,7 +23,7 @@ from ._integer import make_blank, make_integer
 from ._observe import best_steps, chosen, watched
 from ._observe_flow import first_batch, flow_of
 from .convert import grouped_steps, store, stored
-from .prepare import check_bits, check_layers
+from .prepare import check_layers, check_rounding
 
 __all__ = ["GPTQ", "columns", "gptq_codes", "squared_error"]
 
@@ -55,12 +55,7 @@ class GPTQ(Surgery):
         only: Sequence[str] | None = None,
         keep_float: Sequence[str] = (),
     ) -> None:
-        if weights is not None:
-            check_bits("weights", weights)
-        elif group is not None or only is not None or keep_float:
-            raise RecipeError("group, only and keep_float are about a float model's weights: give their bits too, such as weights: 4")
-        if group is not None and group < 2:
-            raise RecipeError(f"group must be 2 or more weights, not {group}")
+        check_rounding(weights, group, only, keep_float)
         if not 0 < damping < torch.inf:
             raise RecipeError(f"damping must be above zero, not {damping:g}")
         if examples < 1:

@@ -21,7 +21,7 @@ from ._observe import Sample, best_range, best_steps, chosen, observe
 from ._observe_flow import Flow, first_batch, flow_of
 from .fold import folded, foldings
 
-__all__ = ["Prepare", "check_bits", "check_layers"]
+__all__ = ["Prepare", "check_bits", "check_layers", "check_rounding"]
 
 _PASSING = frozenset({
     "ReLU", "Identity", "Dropout", "Dropout1d", "Dropout2d", "MaxPool1d", "MaxPool2d", "Flatten",
@@ -131,6 +131,20 @@ def check_bits(option: str, bits: int) -> None:
     """
     if isinstance(bits, bool) or not 2 <= bits <= 8:
         raise RecipeError(f"{option} must be 2 to 8 bits, not {bits}")
+
+
+def check_rounding(weights: int | None, group: int | None, only: Sequence[str] | None, keep_float: Sequence[str]) -> None:
+    """Refuse options of how a float model's weights are rounded that cannot be meant together.
+
+    Raises:
+        RecipeError: bits that a code cannot have, a group of less than 2 weights, or anything said of weights whose bits are not.
+    """
+    if weights is not None:
+        check_bits("weights", weights)
+    elif group is not None or only is not None or keep_float:
+        raise RecipeError("group, only and keep_float are about a float model's weights: give their bits too, such as weights: 4")
+    if group is not None and group < 2:
+        raise RecipeError(f"group must be 2 or more weights, not {group}")
 
 
 def check_layers(model: nn.Module, flow: Flow) -> tuple[list[str], list[str]]:
