@@ -1,5 +1,7 @@
+import sys
 import time
 
+import pytest
 import torch
 
 from limbeck.measure.step import step
@@ -18,6 +20,11 @@ def test_the_most_that_is_held_at_once_is_counted_and_what_is_freed_is_not() -> 
     found = step(run, kept.clear, torch.device("cpu"))
     assert 4_000_000 <= found.peak_bytes < 4_500_000
     assert not kept
+
+
+def test_nothing_is_said_on_the_error_stream_but_by_the_step_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    step(lambda: print("mine", file=sys.stderr), lambda: None, torch.device("cpu"))
+    assert capfd.readouterr().err == "mine\n" * 4
 
 
 def test_the_warming_pass_is_not_timed() -> None:

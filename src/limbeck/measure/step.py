@@ -1,8 +1,12 @@
 """What one training step takes: its time, and the most memory that it holds at once."""
 
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,7 +55,27 @@ def allocations(run: Callable[[], object]) -> list[int]:
     """Run once on the CPU and return every change of what torch's allocator holds, in bytes, in order."""
     import torch
 
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watched:
+    watched = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with _hushed():
+        watched.start()
+    try:
         run()
+    finally:
+        with _hushed():
+            watched.stop()
     results: Any = watched.profiler  # the events' sizes have no public name
     return [size for _, size in sorted((event.start_ns(), event.nbytes()) for event in results.kineto_results.events() if event.name() == "[memory]")]
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Leave out what the profiler's own library says on the error stream of its starts and stops, whatever its log level; no step runs meanwhile."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
